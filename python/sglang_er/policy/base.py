@@ -1,0 +1,45 @@
+"""What a draft-length policy is asked, told, and must answer. Pure Python: no torch, no sglang."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+
+class StepState(NamedTuple):
+    """What is known about the running batch before a step."""
+
+    batch_size: int
+    total_context: int  # sum of the committed lengths of all requests
+    gamma_bound: int  # most that this step can hold: configured maximum, context end, reserved slots
+    speculating_rows: int  # requests that may draft; the others take one token from the verify pass
+
+
+class StepOutcome(NamedTuple):
+    """What a step did."""
+
+    gamma: int
+    batch_size: int
+    accept_lens: Sequence[int]  # of the requests that drafted: tokens committed, bonus included; 1..gamma+1
+    seconds: float
+
+
+class Policy(Protocol):
+    """Chooses how many tokens to draft, none included, before every step."""
+
+    def choose(self, state: StepState) -> int:
+        """Draft length of this step, in 0..state.gamma_bound."""
+        ...
+
+    def observe(self, outcome: StepOutcome) -> None:
+        """Learn from a finished step; steps arrive in order, possibly a step or two late."""
+        ...
+
+    def describe(self) -> Mapping[str, object]:
+        """What the policy would do and why, in plain values, for /server_info."""
+        ...
+
+
+def clip(gamma: int, state: StepState) -> int:
+    """gamma within what the step can hold; 0 where nobody may draft, because plain decode is cheaper than a verify."""
+    return max(0, min(gamma, state.gamma_bound)) if state.speculating_rows > 0 else 0
