@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
 
@@ -45,16 +46,16 @@ def compiler_version() -> str:
 
 
 def source_hash() -> str:
-    """Hash of what decides the library's bytes: sources, build script, compiler and its flags, and the torch headers."""
+    """Hash of what decides the library's bytes: sources, build script, compiler, flags, tvm-ffi."""
     digest = hashlib.sha256()
     for path in [ROOT / "CMakeLists.txt", *sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file())]:
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     try:
-        torch = metadata.version("torch")
+        tvm_ffi = metadata.version("apache-tvm-ffi")
     except metadata.PackageNotFoundError:
-        torch = "none"
+        raise SetupError("sglang-er: install apache-tvm-ffi first (requirements/cpu.lock has the version)") from None
     flags = [os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS", "CMAKE_ARGS")]
-    for fact in (compiler_version(), platform.machine(), platform.python_version(), torch, *flags):
+    for fact in (compiler_version(), platform.machine(), tvm_ffi, *flags):
         digest.update(fact.encode() + b"\0")
     return digest.hexdigest()[:24]
 
@@ -106,7 +107,12 @@ class BuildWithCMake(build_ext):
         partial.replace(cached)  # a reader sees a whole library or none
 
 
+class WheelForAnyPython(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[Extension("sglang_er.kernels.cpu.libsglang_er_cpu", sources=[])],
-    cmdclass={"build_ext": BuildWithCMake},
+    cmdclass={"build_ext": BuildWithCMake, "bdist_wheel": WheelForAnyPython},
 )
