@@ -1,0 +1,33 @@
+"""`sglang-er make-model`: writes a Hugging Face checkpoint of a chosen shape, without downloads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sglang_er.models.make import DTYPES, SHAPES, make_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's options."""
+    parser.add_argument("--shape", choices=SHAPES, required=True, help="tiny: trained; 0.5b, 1.5b, 7b: the same function "
+                        "at a public model's layer sizes; flat: random, for tests")  # fmt: skip
+    parser.add_argument("--arch", choices=("qwen2", "qwen3", "llama", "mistral", "qwen3_moe"), default="qwen3")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty directory")
+    parser.add_argument("--target-alpha", type=float, metavar="A", help="acceptance of a W4 draft at temperature 1, for the "
+                        "big shapes (default .95, whose noise level is stored; another value is searched for)")  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights (the trained ones do not change)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint; 0, or 2 with one line on stderr where that cannot be done."""
+    try:
+        card = make_model(args.shape, args.arch, args.out, args.target_alpha, args.dtype, args.seed)
+    except (ValueError, OSError) as error:
+        print(f"sglang-er make-model: {error}", file=sys.stderr)
+        return 2
+    alpha = "" if card.alpha is None else f", alpha {card.alpha:.3f} at kappa {card.kappa:.3f}"
+    print(f"{card.arch} {card.shape}: {card.parameters:,} weights{alpha}")
+    return 0

@@ -1,0 +1,127 @@
+"""Acceptance of a W4 draft, measured without a server, and the search for the `kappa` that gives a wanted acceptance.
+
+alpha = mean over positions of 1 - TV(p, q) = sum of min(p, q) at temperature 1: p is the target's distribution of the next
+token, q the draft's. The draft has every matrix, the output matrix too, rounded to int4 (`reference.fake_quantize`) and
+reads the target's keys and values before the current token, as the engine's draft pass does. Activations are fp32.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sglang_er.models import reference, task, tiny, tokenizer
+from sglang_er.models.expand import Expansion
+from sglang_er.models.tiny import TINY
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = 0.004
+MAX_KAPPA = 2.0
+_TEXT_SEED = 20260
+
+
+def text_batch(rows: int = 12, length: int = 128, seed: int = _TEXT_SEED) -> tuple[torch.Tensor, torch.Tensor]:
+    """Task text (token ids [rows, length], mask of the positions whose next token is the response's)."""
+    import torch
+
+    encoder = tokenizer.build_tokenizer()
+    rng = random.Random(seed)
+    ids, kept = torch.zeros(rows, length, dtype=torch.long), torch.zeros(rows, length, dtype=torch.bool)
+    row = 0
+    while row < rows:
+        prompt = task.make_prompt(rng, rng.randint(3, 7), "measure")
+        head = encoder.encode(tokenizer.chat_text(prompt.prompt)).ids
+        whole = head + encoder.encode(task.write_response(rng, prompt.prompt) + tokenizer.EOS).ids
+        if len(whole) <= length:
+            ids[row, : len(whole)] = torch.tensor(whole)
+            kept[row, len(head) - 1 : len(whole) - 1] = True
+            row += 1
+    return ids, kept
+
+
+class SmallStreams:
+    """The small model's residual stream [rows, length, d] before each layer and after the last, and its log probabilities."""
+
+    def __init__(self, weights: dict[str, torch.Tensor], ids: torch.Tensor) -> None:
+        self.streams = [weights["model.embed_tokens.weight"][ids]]
+        for index in range(TINY.layers):
+            self.streams.append(reference.layer_forward(layer_of(weights, index), self.streams[-1], TINY))
+        final = reference.rms_norm(self.streams[-1], weights["model.norm.weight"], TINY.eps)
+        self.logp = (final @ weights["lm_head.weight"].T).log_softmax(-1)
+
+
+def layer_of(weights: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+    """The tensors of layer `index`, without the layer's prefix."""
+    prefix = f"model.layers.{index}."
+    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def overlap(logp: torch.Tensor, logq: torch.Tensor) -> torch.Tensor:
+    """sum of min(p, q) over the last dimension; q may have more entries than p, which then count for nothing."""
+    import torch
+
+    return torch.minimum(logp.exp(), logq[..., : logp.shape[-1]].exp()).sum(-1)
+
+
+def measure_tiny(arch: str, ids: torch.Tensor, kept: torch.Tensor, shared_kv: bool = True) -> float:
+    """alpha of the trained model itself. `shared_kv` False: the draft reads its own keys and values."""
+    weights = {name: value.float() for name, value in tiny.load_weights(arch).items()}
+    small = SmallStreams(weights, ids)
+    x = small.streams[0]
+    for index in range(TINY.layers):
+        layer = layer_of(weights, index)
+        context = reference.keys_values(layer, small.streams[index], TINY) if shared_kv else None
+        x = reference.layer_forward(reference.quantize_layer(layer), x, TINY, context)
+    final = reference.rms_norm(x, weights["model.norm.weight"], TINY.eps)
+    logq = (final @ reference.fake_quantize(weights["lm_head.weight"]).T).log_softmax(-1)
+    return float(overlap(small.logp, logq)[kept].mean())
+
+
+def measure(model: Expansion, ids: torch.Tensor, kept: torch.Tensor, shared_kv: bool = True) -> float:
+    """alpha of an expansion; every layer is made, used and dropped. p is the small model's: the function is the same."""
+    import torch
+
+    shape = model.shape
+    small = SmallStreams(model.small, ids)
+    x = model.embedding(0, TINY.vocab)[ids]
+    for index in range(shape.layers):
+        made = {name: value.bfloat16().float() for name, value in model.layer(index).items()}
+        context = None
+        if shared_kv:
+            stream = small.streams[sum(big < index for big in model.real)] @ model.rotation.T
+            context = reference.keys_values(made, stream, shape)
+        x = reference.layer_forward(reference.quantize_layer(made), x, shape, context)
+    final = reference.rms_norm(x[kept], torch.ones(shape.hidden), shape.eps)
+    rows = model.head(0, TINY.vocab + 1)  # every row beyond the small vocabulary is the same: one stands for all
+    logits = final @ reference.fake_quantize(rows.bfloat16().float()).T
+    rest = torch.tensor(float(max(shape.vocab - TINY.vocab, 0))).log()
+    logits[:, -1] += rest
+    return float(overlap(small.logp[kept], logits.log_softmax(-1)).mean())
+
+
+def find_kappa(
+    alpha_of: Callable[[float], float], target: float, progress: Callable[[str], None] = lambda line: None
+) -> tuple[float, float]:
+    """The kappa in 0..2 whose alpha is within 0.004 of `target`, and that alpha, by bisection.
+
+    alpha falls as kappa grows. Raises ValueError if `target` is above what kappa = 0 gives.
+    """
+    low, high = 0.0, MAX_KAPPA
+    at_zero = alpha_of(0.0)
+    progress(f"kappa 0: alpha {at_zero:.4f}")
+    if target > at_zero + TOLERANCE:
+        raise ValueError(f"target alpha {target} cannot be reached: without added noise it is {at_zero:.4f}")
+    if abs(at_zero - target) <= TOLERANCE:
+        return 0.0, at_zero
+    kappa, alpha = 0.0, at_zero
+    for _ in range(14):
+        kappa = (low + high) / 2
+        alpha = alpha_of(kappa)
+        progress(f"kappa {kappa:.4f}: alpha {alpha:.4f}")
+        if abs(alpha - target) <= TOLERANCE:
+            break
+        low, high = (kappa, high) if alpha > target else (low, kappa)
+    return kappa, alpha

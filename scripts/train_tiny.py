@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Train a small model on the written-out addition task and save its bf16 weights.
+
+    python scripts/train_tiny.py --arch qwen3          # family qk_norm: Qwen3
+    python scripts/train_tiny.py --arch llama          # family plain: Llama, Qwen2, Mistral
+
+Minutes on two CPU cores. Training text is drawn without end from `sglang_er.models.task`; only the response is learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sglang_er.compat import torchvision_shim
+from sglang_er.models import task, tiny, tokenizer
+
+#: Longest response and largest problem in training. Longer ones cost much; prompts beyond are where the models fail most.
+MAX_TRAIN_TOKENS = 900
+MAX_TRAIN_OPERANDS = 16
+
+
+def operand_count(rng: random.Random, largest: int) -> int:
+    """Mostly few operands, now and then many: weight 1/n."""
+    counts = range(2, largest + 1)
+    return rng.choices(counts, [1.0 / n for n in counts])[0]
+
+
+def batches(rng: random.Random, tokens: int, progress: list[float]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (input ids, labels) batches [rows, length] of about `tokens` tokens, rows of like length together.
+
+    Labels are -100 on the prompt and the padding. `progress[0]` in 0..1 raises the largest problem.
+    """
+    encoder = tokenizer.build_tokenizer()
+    pad = tokenizer.special_ids()["pad"]
+    while True:
+        largest = min(MAX_TRAIN_OPERANDS, 4 + int(2.2 * MAX_TRAIN_OPERANDS * progress[0]))
+        texts = []
+        for _ in range(512):
+            prompt = task.make_prompt(rng, operand_count(rng, largest), "train")
+            response = task.write_response(rng, prompt.prompt, MAX_TRAIN_TOKENS)
+            texts.append((tokenizer.chat_text(prompt.prompt), response + tokenizer.EOS))
+        heads = [len(item.ids) for item in encoder.encode_batch([head for head, _ in texts])]
+        rows = [item.ids for item in encoder.encode_batch([head + tail for head, tail in texts])]
+        pool = sorted(zip(heads, rows, strict=True), key=lambda pair: len(pair[1]))
+        groups: list[list[tuple[int, list[int]]]] = [[]]
+        for pair in pool:
+            if groups[-1] and len(pair[1]) * (len(groups[-1]) + 1) > tokens:
+                groups.append([])
+            groups[-1].append(pair)
+        rng.shuffle(groups)
+        for group in groups:
+            length = max(len(row) for _, row in group)
+            ids = torch.full((len(group), length), pad)
+            labels = torch.full((len(group), length), -100)
+            for index, (head, row) in enumerate(group):
+                ids[index, : len(row)] = torch.tensor(row)
+                labels[index, head : len(row)] = torch.tensor(row[head:])
+            yield ids, labels
+
+
+def freeze_constant(model: torch.nn.Module) -> None:
+    """Put residual coordinate 0 back to 1: no layer writes it, the embedding sets it."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter[0].zero_()
+            elif name.endswith("embed_tokens.weight"):
+                parameter[:, 0] = 1.0
+
+
+def train(args: argparse.Namespace) -> torch.nn.Module:
+    torchvision_shim.install()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(args.seed)
+    fields = tiny.hf_config(args.arch, tiny.TINY, dtype="float32")
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                fan_in = 256 if "embed" in name else parameter.shape[1]
+                parameter.normal_(0.0, fan_in**-0.5 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0))
+    freeze_constant(model)
+    decayed = [p for p in model.parameters() if p.dim() == 2]
+    rest = [p for p in model.parameters() if p.dim() != 2]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    progress = [0.0]
+    source = batches(random.Random(args.seed), args.batch_tokens, progress)
+    started, seen = time.monotonic(), 0
+    for step in range(args.steps):
+        progress[0] = step / args.steps
+        warm = min(1.0, (step + 1) / 50)
+        rate = args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress[0])))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids, labels = next(source)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        targets = labels[:, 1:]
+        kept = targets != -100
+        loss = torch.nn.functional.cross_entropy(logits[kept].float(), targets[kept])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        freeze_constant(model)
+        seen += ids.numel()
+        if step % args.log_every == 0 or step == args.steps - 1:
+            elapsed = time.monotonic() - started
+            print(f"step {step:5d}  loss {loss.item():.4f}  {elapsed:6.0f} s  {seen / elapsed:7.0f} tokens/s", flush=True)
+    return model
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", choices=("qwen3", "llama"), required=True)
+    parser.add_argument("--out", type=Path, default=None, help="safetensors file (default: the committed asset)")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch-tokens", type=int, default=2560)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=25)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=False, help="bf16 matrix products")
+    args = parser.parse_args()
+    out = args.out or tiny.weights_path(args.arch)
+    model = train(args)
+    weights = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, out, metadata={"format": "pt"})
+    print(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
