@@ -38,7 +38,7 @@ SWITCHABLE = frozenset({"policy", "gamma", "thresholds", "gamma_schedule", "requ
 # Variables with our prefix that are no options (docs/configuration.md); any other unknown one is an error.
 ENV_FILE = "SGLANG_ER_CONFIG"
 ENV_SET_BY = "SGLANG_ER_SET_BY"
-_NOT_OPTIONS = frozenset({ENV_FILE, ENV_SET_BY, "SGLANG_ER_TEST_HOOK"})
+_NOT_OPTIONS = frozenset({ENV_FILE, ENV_SET_BY, "SGLANG_ER_CPU_ISA", "SGLANG_ER_TEST_HOOK"})
 
 Source = Literal["default", "file", "environment", "flag", "admin"]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -159,16 +159,7 @@ class RolloutConfig(BaseModel):
         """Values and where they come from, as JSON takes them, for /server_info."""
         return {"values": self.model_dump(mode="json"), "set_by": self.set_by()}
 
-    @property
-    def max_draft_length(self) -> int:
-        """The longest draft that any step can have, whatever policy is switched to; buffers are made for it."""
-        return self.gamma_max
-
-    @classmethod
-    def from_env(cls) -> RolloutConfig:
-        return from_env()
-
-    def with_changes(self, changes: Mapping[str, Any]) -> RolloutConfig:
+    def changed(self, changes: Mapping[str, Any]) -> RolloutConfig:
         """The configuration of a live server after an administrator's changes, validated as a whole."""
         if frozen := [name for name in changes if name in type(self).model_fields and name not in SWITCHABLE]:
             lines = [f"{name}: fixed at start; restart the server with {flag_of(name)}" for name in frozen]

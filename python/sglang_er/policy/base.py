@@ -10,17 +10,17 @@ class StepState(NamedTuple):
     """What is known about the running batch before a step."""
 
     batch_size: int
-    total_context: int  # sum of the committed lengths of all requests
-    gamma_bound: int  # most that this step can hold: configured maximum, context end, reserved slots
-    speculating_rows: int  # requests that may draft; the others take one token from the verify pass
+    context_tokens: int  # sum of the committed lengths of all requests
+    gamma_limit: int  # most that this step can hold: configured maximum, context end, reserved slots
+    speculative_rows: int  # requests that may draft; the others take one token from the verify pass
 
 
 class StepOutcome(NamedTuple):
     """What a step did."""
 
+    state: StepState
     gamma: int
-    batch_size: int
-    accept_lens: Sequence[int]  # of the requests that drafted: tokens committed, bonus included; 1..gamma+1
+    accept_lens: Sequence[int]  # tokens committed per request, bonus included; 1..gamma+1
     seconds: float
 
 
@@ -28,7 +28,7 @@ class Policy(Protocol):
     """Chooses how many tokens to draft, none included, before every step."""
 
     def choose(self, state: StepState) -> int:
-        """Draft length of this step, in 0..state.gamma_bound."""
+        """Draft length of this step, in 0..state.gamma_limit."""
         ...
 
     def observe(self, outcome: StepOutcome) -> None:
@@ -42,4 +42,4 @@ class Policy(Protocol):
 
 def clip(gamma: int, state: StepState) -> int:
     """gamma within what the step can hold; 0 where nobody may draft, because plain decode is cheaper than a verify."""
-    return max(0, min(gamma, state.gamma_bound)) if state.speculating_rows > 0 else 0
+    return max(0, min(gamma, state.gamma_limit)) if state.speculative_rows > 0 else 0
