@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import multiprocessing
 
-if multiprocessing.parent_process() is not None:
+# Not parent_process(): it is still None while a spawned process imports the main script; its name is set before.
+if multiprocessing.current_process().name != "MainProcess":
     # SGLang spawns its processes, and a spawned process imports the main script before anything else: the only moment
     # at which a child can be prepared. The parent does this in the commands that start a server; torch takes seconds.
     from sglang_er.compat import torchvision_shim
