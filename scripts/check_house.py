@@ -92,7 +92,8 @@ def file_violations(files: list[Path]) -> Iterator[str]:
 
 
 def violations(root: Path) -> list[str]:
-    return [*import_violations(root / "python"), *file_violations(tracked_files(root))]
+    found = [*import_violations(root / "python"), *file_violations(tracked_files(root))]
+    return [message.replace(f"{root}/", "") for message in found]
 
 
 if __name__ == "__main__":
