@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measure what docs/models.md reports, and the committed kappa table.
 
-    python scripts/measure_models.py tiny                    # both small models on the three prompt sets, and their alpha
-    python scripts/measure_models.py kappa --arch qwen3 --shape 0.5b   # search kappa for alpha .95, store it
-    python scripts/measure_models.py prompts                 # write the prompt sets again
+python scripts/measure_models.py tiny                    # both small models on the three prompt sets, and their alpha
+python scripts/measure_models.py kappa --arch qwen3 --shape 0.5b   # search kappa for alpha .95, store it
+python scripts/measure_models.py prompts                 # write the prompt sets again
 """
 
 from __future__ import annotations
@@ -49,14 +49,23 @@ def measure_kappa(arch: str, shape: str, target: float, store: bool) -> None:
     batch = alpha.text_batch()
     size = sizes.public_size(arch, shape)
     kappa, reached = alpha.find_kappa(
-        lambda kappa: alpha.measure(Expansion(arch, size.shape, kappa), *batch), target, lambda line: print(line, flush=True)
+        lambda kappa: alpha.measure(Expansion(arch, size.shape, kappa), *batch),
+        target,
+        lambda line: print(line, flush=True),
     )
     print(f"{arch} {shape}: kappa {kappa:.4f} gives alpha {reached:.4f} ({time.monotonic() - started:.0f} s)")
     if store:
         path = ASSETS / "kappa.json"
         rows = [row for row in json.loads(path.read_text()) if (row["arch"], row["shape"]) != (arch, shape)]
         rows.append(
-            {"arch": arch, "shape": shape, "target_alpha": target, "seed": 0, "kappa": kappa, "alpha": round(reached, 4)}
+            {
+                "arch": arch,
+                "shape": shape,
+                "target_alpha": target,
+                "seed": 0,
+                "kappa": kappa,
+                "alpha": round(reached, 4),
+            }
         )
         rows.sort(key=lambda row: (row["arch"], row["shape"]))
         path.write_text("[\n" + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]\n")

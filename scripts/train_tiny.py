@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from sglang_er.compat import torchvision_shim
 from sglang_er.models import task, tiny, tokenizer
 
-#: Longest response and largest problem in training. Longer ones cost much; prompts beyond are where the models fail most.
+#: Longest response and largest problem in training. Longer ones cost much; beyond, the models fail most.
 MAX_TRAIN_TOKENS = 900
 MAX_TRAIN_OPERANDS = 16
 
@@ -89,7 +89,9 @@ def train(args: argparse.Namespace) -> torch.nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 fan_in = 256 if "embed" in name else parameter.shape[1]
-                parameter.normal_(0.0, fan_in**-0.5 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0))
+                parameter.normal_(
+                    0.0, fan_in**-0.5 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+                )
     freeze_constant(model)
     decayed = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
@@ -118,7 +120,9 @@ def train(args: argparse.Namespace) -> torch.nn.Module:
         seen += ids.numel()
         if step % args.log_every == 0 or step == args.steps - 1:
             elapsed = time.monotonic() - started
-            print(f"step {step:5d}  loss {loss.item():.4f}  {elapsed:6.0f} s  {seen / elapsed:7.0f} tokens/s", flush=True)
+            print(
+                f"step {step:5d}  loss {loss.item():.4f}  {elapsed:6.0f} s  {seen / elapsed:7.0f} tokens/s", flush=True
+            )
     return model
 
 

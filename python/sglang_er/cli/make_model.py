@@ -6,19 +6,28 @@ import argparse
 import sys
 from pathlib import Path
 
-from sglang_er.models.make import DTYPES, SHAPES, make_model
+from sglang_er.models.make import ARCHITECTURES, DTYPES, SHAPES, make_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    parser.add_argument("--shape", choices=SHAPES, required=True, help="tiny: trained; 0.5b, 1.5b, 7b: the same function "
-                        "at a public model's layer sizes; flat: random, for tests")  # fmt: skip
-    parser.add_argument("--arch", choices=("qwen2", "qwen3", "llama", "mistral", "qwen3_moe"), default="qwen3")
+    parser.add_argument(
+        "--shape",
+        choices=SHAPES,
+        required=True,
+        help="tiny: trained; 0.5b, 1.5b, 7b: the same function at a public model's sizes; flat: random, for tests",
+    )
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="qwen3", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty directory")
-    parser.add_argument("--target-alpha", type=float, metavar="A", help="acceptance of a W4 draft at temperature 1, for the "
-                        "big shapes (default .95, whose noise level is stored; another value is searched for)")  # fmt: skip
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (the trained ones do not change)")
+    parser.add_argument(
+        "--target-alpha",
+        type=float,
+        metavar="A",
+        help="acceptance of a W4 draft at temperature 1, big shapes only (default .95: its noise level is stored; for "
+        "another value it is searched, which takes minutes)",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights; the trained ones do not change")
 
 
 def run(args: argparse.Namespace) -> int:

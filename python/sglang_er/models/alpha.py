@@ -1,8 +1,9 @@
 """Acceptance of a W4 draft, measured without a server, and the search for the `kappa` that gives a wanted acceptance.
 
-alpha = mean over positions of 1 - TV(p, q) = sum of min(p, q) at temperature 1: p is the target's distribution of the next
-token, q the draft's. The draft has every matrix, the output matrix too, rounded to int4 (`reference.fake_quantize`) and
-reads the target's keys and values before the current token, as the engine's draft pass does. Activations are fp32.
+alpha = mean over positions of 1 - TV(p, q) = sum of min(p, q) at temperature 1: p is the target's distribution of the
+next token, q the draft's. The draft has every matrix, the output matrix too, rounded to int4
+(`reference.fake_quantize`) and reads the target's keys and values before the current token, as the engine's draft pass
+does. Activations are fp32.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def text_batch(rows: int = 12, length: int = 128, seed: int = _TEXT_SEED) -> tup
 
 
 class SmallStreams:
-    """The small model's residual stream [rows, length, d] before each layer and after the last, and its log probabilities."""
+    """The small model run on token ids [rows, length].
+
+    `streams`: its residual stream [rows, length, d] before each layer and after the last; `logp`: log probabilities.
+    """
 
     def __init__(self, weights: dict[str, torch.Tensor], ids: torch.Tensor) -> None:
         self.streams = [weights["model.embed_tokens.weight"][ids]]
@@ -81,7 +85,7 @@ def measure_tiny(arch: str, ids: torch.Tensor, kept: torch.Tensor, shared_kv: bo
 
 
 def measure(model: Expansion, ids: torch.Tensor, kept: torch.Tensor, shared_kv: bool = True) -> float:
-    """alpha of an expansion; every layer is made, used and dropped. p is the small model's: the function is the same."""
+    """alpha of an expansion. Every layer is made, used and dropped; p is the small model's, whose function it is."""
     import torch
 
     shape = model.shape

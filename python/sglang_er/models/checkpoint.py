@@ -1,4 +1,4 @@
-"""Writes a Hugging Face checkpoint directory: config, tokenizer, generation config, safetensors shards one at a time."""
+"""Writes a Hugging Face checkpoint: config, tokenizer, generation config, safetensors shards one at a time."""
 
 from __future__ import annotations
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sglang_er.models import task, tokenizer
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,10 @@ def load_model(directory: str | Path, dtype: str = "float32") -> Any:
 
 
 def sample(model: Any, prompts: Sequence[task.Prompt], seed: int = 0, max_new_tokens: int = 1900) -> list[Sample]:
-    """One response to each prompt, drawn at temperature 1. All prompts are decoded together; rows that end leave the batch."""
+    """One response to each prompt, drawn at temperature 1.
+
+    All prompts are decoded together, and a row that ends leaves the batch. Entropy is that of every drawn position.
+    """
     import torch
 
     encoder = tokenizer.build_tokenizer()

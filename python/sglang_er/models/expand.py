@@ -1,9 +1,9 @@
-"""A big model that computes what a small one computes, so that speed is that of its size. docs/models.md has the derivation.
+"""A big model that computes what a small one computes, so that speed is that of its size (see docs/models.md).
 
-The big residual stream is Qd x: the small one's x, rotated by Qd [D, d] with orthonormal columns. Weights that read the
-stream get dense noise that meets only the complement of Qd, where the stream is 0; heads and neurons are copied, and the
-copies' output weights get noise that sums to 0. So `kappa`, the noise's size, changes no function; but rounding to int4
-mixes the noise in, and the acceptance of a W4 draft falls as kappa grows.
+The big residual stream is Qd x: the small one's x, rotated by Qd [D, d] with orthonormal columns. Weights that read
+the stream get dense noise that meets only the complement of Qd, where the stream is 0; heads and neurons are copied,
+and the copies' output weights get noise that sums to 0. So `kappa`, the noise's size, changes no function; but rounding
+to int4 mixes the noise in, and the acceptance of a W4 draft falls as kappa grows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from sglang_er.models.tiny import TINY, Shape, load_weights
 if TYPE_CHECKING:
     import torch
 
-#: Logit of an unused vocabulary row = -PAD_STRENGTH * (residual coordinate 0 after the last RMS norm, without its gain).
+#: Logit of an unused vocabulary row = -PAD_STRENGTH * (residual coordinate 0 after the last norm, without its gain).
+#: Three times what the trained models need for a total below 1e-7; the stream's magnitude is 40 at most.
 PAD_STRENGTH = 2048.0
 #: Rows that are made at once, where a matrix is as long as the vocabulary.
 CHUNK_ROWS = 8192
 
 
 def _copies(count: int, sources: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of `count` units, unit j copies source j % sources. Returns three tensors [count]: how many copies j's source has, the
-    row of noise that j uses, and its coefficient.
+    """Of `count` units, unit j copies source j % sources: how their noise cancels.
 
-    The noise of the copies of one source cancels: they pair up as (z, -z), an odd rest of three as (z, z, -2z) / sqrt(2).
+    Returns three tensors [count]: how many copies j's source has, the row of noise that j uses, and its coefficient.
+
+    The noise of the copies of one source cancels: they pair up as (z, -z), an odd rest as (z, z, -2z) / sqrt(2).
     """
     import torch
 
@@ -83,9 +85,7 @@ class Expansion:
         """Qd [D, d]. Its column 0 has entries of one magnitude: rows along it survive rounding to int4 unharmed."""
         import torch
 
-        basis = torch.randn(
-            self.shape.hidden, TINY.hidden, generator=self._generator("rotation"), dtype=torch.float64
-        )
+        basis = torch.randn(self.shape.hidden, TINY.hidden, generator=self._generator("rotation"), dtype=torch.float64)
         basis[:, 0] = basis[:, 0].sign()
         rotation, upper = torch.linalg.qr(basis)
         return (rotation * upper.diagonal().sign()).float()
@@ -138,8 +138,8 @@ class Expansion:
         for kind, (big, little) in (heads | {"v": heads["k"]}).items():
             weight = small[f"self_attn.{kind}_proj.weight"]
             if kind != "v":
-                # Attention divides by sqrt(head_dim), so a longer head needs larger products. With QK norm, the length of
-                # the vector before it only has to meet the scaled epsilon; a norm over more coordinates is smaller.
+                # Attention divides by sqrt(head_dim), so a longer head needs larger products. With QK norm the gains
+                # below see to that, and the vector before it only has to be scaled as the epsilon is.
                 weight = weight * ((stretch * self.ratio) ** 0.5 if normed else stretch**0.25)
             name = f"self_attn.{kind}_proj"
             rows = self._head_rows(big, little)
@@ -166,7 +166,7 @@ class Expansion:
         return made
 
     def _attention_writer(self, index: int, weight: torch.Tensor, real: bool) -> torch.Tensor:
-        """o_proj [D, query_heads * head_dim]. Head coordinates that the small head lacks hold 0; their columns are noise."""
+        """o_proj [D, query_heads * head_dim]. Columns whose coordinate the small head lacks are noise and read 0."""
         import torch
 
         shape = self.shape
@@ -182,13 +182,13 @@ class Expansion:
         return max((small for big, small in self.real.items() if big <= index), default=0)
 
     def embedding(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start..stop of the input embedding. Rows beyond the small vocabulary repeat it, so that any id is harmless."""
+        """Rows start..stop of the input embedding; beyond the small vocabulary they repeat it: any id is harmless."""
         import torch
 
         return self.small["model.embed_tokens.weight"][torch.arange(start, stop) % TINY.vocab] @ self.rotation.T
 
     def head(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start..stop of the output matrix. Rows beyond the small vocabulary have a logit far below every other."""
+        """Rows start..stop of the output matrix. Beyond the small vocabulary a row's logit is far below every other."""
         import torch
 
         pad = self.rotation[:, 0].sign() * (-PAD_STRENGTH * (self.ratio / self.shape.hidden) ** 0.5)

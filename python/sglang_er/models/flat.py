@@ -1,7 +1,8 @@
-"""Small random models for tests of exactness: a flat distribution, in which a wrong sampler shows and a W4 draft often fails.
+"""Small random models for tests of exactness: flat distributions, where a wrong sampler shows and W4 drafts often fail.
 
-With the usual initial deviation of 0.02 a random model repeats a few tokens and a draft is nearly always accepted, which
-hides errors; with 0.05 and an untied output matrix it is not. Sizes are odd on purpose: 320 is no multiple of a group.
+With the usual initial deviation of 0.02 a random model repeats a few tokens and a draft is nearly always accepted,
+which hides errors; with 0.05 and an untied output matrix it is not. The MLP is odd on purpose: 320 is no multiple of
+the quantizer's group of 128.
 """
 
 from __future__ import annotations

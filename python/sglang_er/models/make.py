@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 SHAPES = ("tiny", *sizes.BIG_SHAPES, "flat")
+ARCHITECTURES = flat.ARCHITECTURES
 DTYPES = ("bfloat16", "float32")
 DEFAULT_ALPHA = 0.95
 _TASK = "It solves the written-out addition task of `sglang_er.models.task`."
@@ -54,8 +55,8 @@ def make_model(
 ) -> ModelCard:
     """Write a checkpoint into the new or empty directory `out` and return its card.
 
-    Raises ValueError for a choice that does not exist or a target that cannot be reached, FileExistsError where `out` has
-    content. Nothing is left behind in `out` by a run that fails.
+    Raises ValueError for a choice that does not exist or a target that cannot be reached, FileExistsError where `out`
+    has content. A run that fails leaves nothing behind in `out`.
     """
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
@@ -144,7 +145,9 @@ def _big(
     if found is None:
         from sglang_er.models import alpha
 
-        progress(f"searching the kappa for alpha {target}; each try is a forward pass of all {size.shape.layers} layers")
+        progress(
+            f"searching the kappa for alpha {target}; each try is a forward pass of all {size.shape.layers} layers"
+        )
         batch = alpha.text_batch()
         kappa, reached = alpha.find_kappa(
             lambda kappa: alpha.measure(Expansion(arch, size.shape, kappa, seed), *batch), target, progress
@@ -153,7 +156,7 @@ def _big(
     model = Expansion(arch, size.shape, found["kappa"], seed)
     card = _card(
         shape, arch, size.name, model.shape, dtype, seed,
-        function=f"The layer sizes of {size.name}, the function of the small trained model, nothing learned of its own. {_TASK}",
+        function=f"The layer sizes of {size.name}, the function of the small trained model. {_TASK}",
         target_alpha=target, alpha_source=source, **found,
     )  # fmt: skip
     return tiny.hf_config(arch, model.shape, dtype), model.tensors(kind), card

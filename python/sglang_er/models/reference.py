@@ -60,7 +60,7 @@ def _rotate(x: torch.Tensor, theta: float) -> torch.Tensor:
 
 
 def _heads(weights: Weights, name: str, x: torch.Tensor, count: int, shape: Shape) -> torch.Tensor:
-    """The q, k or v heads [batch, count, length, head_dim] of normed input, with bias and QK norm where there are any."""
+    """The q, k or v heads [batch, count, length, head_dim] of normed input, with bias and QK norm if there are any."""
     projected = x @ weights[f"self_attn.{name}_proj.weight"].T
     if f"self_attn.{name}_proj.bias" in weights:
         projected = projected + weights[f"self_attn.{name}_proj.bias"]
@@ -79,8 +79,8 @@ def keys_values(weights: Weights, x: torch.Tensor, shape: Shape) -> KV:
 def layer_forward(weights: Weights, x: torch.Tensor, shape: Shape, context: KV | None = None) -> torch.Tensor:
     """One decoder layer on x [batch, length, hidden], causal, fp32.
 
-    With `context`, every position attends to the context's keys and values before it and to its own at its place: what a
-    draft step sees that reads the target's KV cache.
+    With `context`, every position attends to the context's keys and values before it and to its own at its place: what
+    a draft step sees that reads the target's KV cache.
     """
     import torch
 

@@ -1,6 +1,6 @@
 """Layer sizes of the public models that the big shapes imitate, from those models' published configurations.
 
-The embedding is untied everywhere (some of the originals tie it): the twin quantizes the output matrix, not the input one.
+The embedding is untied everywhere (some of the originals tie it): the twin quantizes the output matrix alone.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ and a response carries a running total, least significant digit first, one opera
     then b274>57900   ... b; the total is 975
     =975              the answer, most significant digit first
 
-Digits are written in the order in which a carry moves, so that every digit depends only on what is already on the page. Where
-a model is free, the training data draws at random: the word that opens a line, the mark before the total, whether two
-neighbouring operands swap, and whether to write ``check`` and add everything once more. That freedom is the model's
+Digits are written in the order in which a carry moves, so that every digit depends only on what is already on the page.
+Where a model is free, the training data draws at random: the word that opens a line, the mark before the total, whether
+two neighbouring operands swap, and whether to write ``check`` and add everything once more. That freedom is the model's
 entropy at temperature 1; the optional checks, which follow each other, give response lengths their long tail.
 
 Pure Python: no torch, no sglang.

@@ -1,13 +1,13 @@
 """The two small trained models: their shape, their Hugging Face configs, their committed weights.
 
 One has QK norm (family ``qk_norm``: Qwen3), one has none (family ``plain``: Llama, and Qwen2 with zero biases, and
-Mistral). Residual coordinate 0 is 1 at every position and layer: the embedding sets it, no layer writes it. `expand` uses
-it as a constant that lets unused vocabulary rows be pushed out of the distribution.
+Mistral). Residual coordinate 0 is 1 at every position and layer: the embedding sets it, no layer writes it. `expand`
+uses it as a constant that lets unused vocabulary rows be pushed out of the distribution.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ _CLASS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Layer sizes of a decoder: what decides its speed. The vocabulary has an input and an untied output matrix."""
+    """Layer sizes of a decoder, which decide its speed. The output matrix is not tied to the embedding."""
 
     hidden: int
     layers: int
@@ -96,11 +96,6 @@ def hf_config(arch: str, shape: Shape, dtype: str = "bfloat16", **extra: Any) ->
     return config | extra
 
 
-def with_eps(shape: Shape, eps: float) -> Shape:
-    """`shape` with another RMSNorm epsilon."""
-    return replace(shape, eps=eps)
-
-
 def weights_path(arch: str) -> Path:
     """The committed safetensors file (bf16) that holds `arch`'s trained weights."""
     if arch not in FAMILY:
@@ -113,7 +108,7 @@ def load_weights(arch: str) -> dict[str, torch.Tensor]:
     import torch
     from safetensors.torch import load_file
 
-    weights = load_file(weights_path(arch))
+    weights: dict[str, torch.Tensor] = load_file(weights_path(arch))
     if arch == "qwen2":
         for layer in range(TINY.layers):
             for name in ("q_proj", "k_proj", "v_proj"):
