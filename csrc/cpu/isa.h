@@ -1,0 +1,21 @@
+// Which instruction set the kernels use: the best one of this machine, or one forced for tests.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace sglang_er::cpu {
+
+enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+
+Isa active_isa();
+std::string_view isa_name(Isa isa);
+
+// Every instruction set that this machine can run, the preferred one first.
+std::vector<Isa> supported_isas();
+
+// Selects by name; "auto" selects the preferred one. Throws std::invalid_argument with one clear line.
+void set_isa(const std::string& name);
+
+}  // namespace sglang_er::cpu

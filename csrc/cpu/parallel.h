@@ -1,0 +1,53 @@
+// Threads and scratch memory for the CPU kernels.
+//
+// Threads come from the OpenMP runtime that PyTorch has loaded, found at run time through libtorch_cpu.so.
+// Linking one ourselves would be wrong: some PyTorch wheels carry libgomp under a private name, a second copy
+// would start a second team, and the two teams would spin against each other on the same cores.
+// Without PyTorch in the process (native tests) the system's libgomp is used.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "sglang_er/macros.h"
+
+namespace sglang_er::cpu {
+
+// Runs body(context) on a team of `threads` threads and waits. Throws std::runtime_error without a runtime.
+void run_team(void (*body)(void*), void* context, int threads);
+
+// 64-byte aligned memory owned by the calling thread, valid until its next call. Throws std::bad_alloc.
+void* scratch(size_t bytes);
+
+// As many of `threads` as have at least kBytesPerThread to stream: below that, waking a thread (a few
+// microseconds, far more when the machine is busy) costs more than it brings.
+inline constexpr int64_t kBytesPerThread = 64 << 10;
+SGLANG_ER_INLINE int threads_for(int threads, int64_t bytes) {
+  const int64_t useful = 1 + bytes / kBytesPerThread;
+  return threads < useful ? threads : static_cast<int>(useful);
+}
+
+// Calls fn(unit) for every unit in [0, units) on up to `threads` threads; units are handed out one by one, so
+// a thread that is held up by something else on the machine takes fewer. fn must not throw.
+template <class Fn>
+void parallel_for(int64_t units, int threads, const Fn& fn) {
+  if (threads > units) threads = static_cast<int>(units);
+  if (threads <= 1) {
+    for (int64_t unit = 0; unit < units; ++unit) fn(unit);
+    return;
+  }
+  struct Shared {
+    const Fn& fn;
+    int64_t units;
+    std::atomic<int64_t> next;
+  } shared{fn, units, 0};
+  const auto body = [](void* context) {
+    auto& work = *static_cast<Shared*>(context);
+    for (int64_t unit; (unit = work.next.fetch_add(1, std::memory_order_relaxed)) < work.units;)
+      work.fn(unit);
+  };
+  run_team(body, &shared, threads);
+}
+
+}  // namespace sglang_er::cpu

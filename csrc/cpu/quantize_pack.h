@@ -1,0 +1,119 @@
+// packed, scales_zeros = asymmetric round-to-nearest int4 of W[N, K] (rule: quantize.h, layout:
+// packed_weight.h).
+//
+// Bound: bytes. A weight is read once (2 or 4 bytes) and written once (4.25 bits at group 128).
+// Who computes what: a thread takes one block of 16 rows and goes through its groups, so it writes its part
+// of both buffers front to back. Within a group each row is loaded, its minimum and maximum give scale and
+// zero, and its levels are joined into G/8 words for its lane, while the row's group sits in L1.
+//
+// This is the form for any group size and any edge; quantize_pack_avx512.cpp has a faster one for whole
+// blocks. Included by one translation unit per instruction set; everything is local to it (anonymous
+// namespace).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "parallel.h"
+#include "quantize_pack_op.h"
+#include "sglang_er/quantize.h"
+
+namespace sglang_er::cpu {
+namespace {
+
+// Quantizes `valid` weights of one row's group (at least one) and writes the words of its lane.
+template <class T>
+GroupCode pack_row_group(const T* weights, int valid, int group_size, uint8_t* lane_words) {
+  float values[kMaxGroupSize];
+  values[0] = 0.0f;  // GCC does not see that valid > 0
+  uint32_t levels[kMaxGroupSize];
+  for (int k = 0; k < valid; ++k) values[k] = to_float(weights[k]);
+  // 16 running minima and maxima: the compiler may keep them in vectors.
+  float lows[16], highs[16];
+  for (int lane = 0; lane < 16; ++lane) lows[lane] = highs[lane] = values[0];
+  int k = 0;
+  for (; k + 16 <= valid; k += 16) {
+    for (int lane = 0; lane < 16; ++lane) {
+      const float value = values[k + lane];
+      lows[lane] = value < lows[lane] ? value : lows[lane];
+      highs[lane] = value > highs[lane] ? value : highs[lane];
+    }
+  }
+  for (; k < valid; ++k) {
+    lows[0] = values[k] < lows[0] ? values[k] : lows[0];
+    highs[0] = values[k] > highs[0] ? values[k] : highs[0];
+  }
+  float low = lows[0], high = highs[0];
+  for (int lane = 1; lane < 16; ++lane) {
+    low = lows[lane] < low ? lows[lane] : low;
+    high = highs[lane] > high ? highs[lane] : high;
+  }
+  const GroupCode code = group_code(low, high);
+
+  for (k = 0; k < valid; ++k) levels[k] = static_cast<uint32_t>(quantize_value(values[k], code));
+  for (; k < group_size; ++k) levels[k] = 0;
+  for (int word = 0; word < group_size / kWeightsPerWord; ++word) {
+    uint32_t bits = 0;
+    for (int half = 0; half < 2; ++half) {
+      for (int position = 0; position < 4; ++position) {
+        bits |= levels[nibble_input(group_size, word, half, position)] << nibble_shift(half, position);
+      }
+    }
+    std::memcpy(lane_words + word * kWordBytes, &bits, sizeof(bits));
+  }
+  return code;
+}
+
+// One group of one block of 16 rows, of which the first `rows` exist.
+template <class T>
+void pack_block_group(const QuantizePackCall& call, int64_t block, int64_t group, int rows) {
+  const PackedShape& shape = call.shape;
+  const int64_t begin = group * shape.group_size;
+  const int64_t left = shape.cols - begin;
+  const int valid = left < shape.group_size ? static_cast<int>(left) : shape.group_size;
+  const T* weights = static_cast<const T*>(call.weight) + block * kRowBlock * call.weight_stride + begin;
+  uint8_t* words = call.packed + block * shape.block_bytes() + group * shape.group_bytes();
+  uint16_t* meta = call.scales_zeros + block * shape.block_meta() + group * 2 * kRowBlock;
+  for (int lane = 0; lane < kRowBlock; ++lane) {
+    GroupCode code{};
+    if (lane < rows) {
+      code = pack_row_group(weights + lane * call.weight_stride, valid, shape.group_size, words + lane * 4);
+    } else {
+      for (int word = 0; word < shape.words(); ++word)
+        std::memset(words + word * kWordBytes + lane * 4, 0, 4);
+    }
+    meta[lane] = code.scale_bits;
+    meta[kRowBlock + lane] = code.zero_bits;
+  }
+}
+
+SGLANG_ER_INLINE int rows_in_block(const PackedShape& shape, int64_t block) {
+  const int64_t left = shape.rows - block * kRowBlock;
+  return left < kRowBlock ? static_cast<int>(left) : kRowBlock;
+}
+
+// Runs pack_block(type, block) for every block on the call's threads.
+template <class PackBlock>
+void for_each_block(const QuantizePackCall& call, const PackBlock& pack_block) {
+  const int64_t bytes = call.shape.rows * call.shape.cols * element_bytes(call.weight_type);
+  const int threads = threads_for(call.threads, bytes);
+  with_type(call.weight_type, [&](auto* type) {
+    parallel_for(call.shape.row_blocks(), threads, [&](int64_t block) { pack_block(type, block); });
+  });
+}
+
+template <class T>
+void pack_block_any(const QuantizePackCall& call, int64_t block) {
+  const int rows = rows_in_block(call.shape, block);
+  for (int64_t group = 0; group < call.shape.groups(); ++group) pack_block_group<T>(call, block, group, rows);
+}
+
+[[maybe_unused]] void run_quantize_pack_any(const QuantizePackCall& call) {
+  for_each_block(call, [&](auto* type, int64_t block) {
+    pack_block_any<std::remove_pointer_t<decltype(type)>>(call, block);
+  });
+}
+
+}  // namespace
+}  // namespace sglang_er::cpu
