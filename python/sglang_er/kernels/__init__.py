@@ -1,0 +1,21 @@
+"""Kernels behind one name per op; which implementation computes is the registry's decision (``registry.py``)."""
+
+from __future__ import annotations
+
+from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
+from sglang_er.kernels.ops import dequantize, quantize_pack, w4a16_linear
+from sglang_er.kernels.registry import active_implementation
+
+__all__ = [
+    "LibraryError",
+    "PackedWeight",
+    "active_implementation",
+    "dequantize",
+    "isa",
+    "library_version",
+    "quantize_pack",
+    "set_isa",
+    "supported_isas",
+    "w4a16_linear",
+]

@@ -1,0 +1,1 @@
+"""Compiled CPU kernels (csrc/cpu), bound through tvm-ffi: no dependency on the PyTorch ABI."""

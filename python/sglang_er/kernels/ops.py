@@ -1,0 +1,106 @@
+"""The ops as the rest of the house calls them: arguments are checked here, then the registry picks who computes."""
+
+from __future__ import annotations
+
+import torch
+
+from sglang_er.kernels.base import (
+    WEIGHT_DTYPES,
+    PackedWeight,
+    check_device,
+    check_dtype,
+    check_matrix,
+    check_vector,
+)
+from sglang_er.kernels.cpu import dequantize as cpu_dequantize
+from sglang_er.kernels.cpu import quantize_pack as cpu_quantize_pack
+from sglang_er.kernels.cpu import w4a16_linear as cpu_w4a16_linear
+from sglang_er.kernels.reference import dequantize as reference_dequantize
+from sglang_er.kernels.reference import quantize_pack as reference_quantize_pack
+from sglang_er.kernels.reference import w4a16_linear as reference_w4a16_linear
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, resolve
+
+_ACTIVATION_DTYPES = WEIGHT_DTYPES
+_REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
+
+register("quantize_pack", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_quantize_pack.quantize_pack))
+register("quantize_pack", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_quantize_pack.quantize_pack))
+register("w4a16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_w4a16_linear.w4a16_linear))
+register("w4a16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a16_linear.w4a16_linear))
+register("dequantize", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_dequantize.dequantize))
+register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize))
+
+
+def quantize_pack(
+    weight: torch.Tensor,
+    group_size: int = 128,
+    *,
+    out: PackedWeight | None = None,
+    implementation: str | None = None,
+) -> PackedWeight:
+    """Quantizes ``weight[N, K]`` (bf16, fp16, fp32) to int4 in groups of ``group_size`` along K.
+
+    For every row and group, with ``lo`` and ``hi`` the group's minimum and maximum::
+
+        scale = max(bf16(hi / 15 - lo / 15), 2**-126)       zero = bf16(lo)
+        q     = clamp(round((w - zero) * (1 / scale)), 0, 15)        W = q * scale + zero
+
+    Rows may lie any distance apart. Weights must be finite (others give some finite level, never a crash).
+    ``out`` receives the result in its own buffers, whose addresses do not change; it must have been made for the
+    same shape and ``group_size``. Otherwise buffers are allocated.
+    """
+    rows, cols = weight.shape if weight.ndim == 2 else (None, None)
+    check_matrix("weight", weight, rows, cols)
+    check_dtype("weight", weight, WEIGHT_DTYPES)
+    if weight.numel() == 0:
+        raise ValueError(f"weight has shape {list(weight.shape)}, nothing to quantize")
+    if out is None:
+        out = PackedWeight.empty(weight.shape[0], weight.shape[1], group_size, weight.dtype, weight.device)
+    elif out.shape != tuple(weight.shape) or out.group_size != group_size:
+        raise ValueError(
+            f"out was made for {list(out.shape)} in groups of {out.group_size}, "
+            f"weight is {list(weight.shape)} in groups of {group_size}"
+        )
+    check_device("out", out.packed, weight.device)
+    resolve("quantize_pack", weight.device.type, weight.dtype, implementation).function(weight, out)
+    return out
+
+
+def w4a16_linear(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    *,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """``out[M, N] = x[M, K] @ W[N, K].T + bias[N]``, W int4, x not quantized, accumulated in fp32.
+
+    ``x`` is bf16, fp16 or fp32 (the reference takes fp64 too); ``out`` has its dtype; ``bias`` has its dtype or is
+    fp32. Rows of ``x`` and ``out`` may lie any distance apart. A row's result does not depend on the other rows
+    nor on the number of threads. A row with a NaN or an infinity gives values that are not finite.
+    """
+    rows, cols = weight.out_features, weight.in_features
+    check_matrix("x", x, None, cols)
+    check_device("x", x, weight.packed.device)
+    if bias is not None:
+        check_vector("bias", bias, rows)
+        check_dtype("bias", bias, frozenset({x.dtype, torch.float32}))
+        check_device("bias", bias, x.device)
+    if out is None:
+        out = torch.empty((x.shape[0], rows), dtype=x.dtype, device=x.device)
+    else:
+        check_matrix("out", out, x.shape[0], rows)
+        check_dtype("out", out, frozenset({x.dtype}))
+        check_device("out", out, x.device)
+    function = resolve("w4a16_linear", x.device.type, x.dtype, implementation).function
+    if x.shape[0] > 0:
+        function(x, weight, bias, out)
+    return out
+
+
+def dequantize(weight: PackedWeight, *, implementation: str | None = None) -> torch.Tensor:
+    """``W[N, K] = q * scale + zero`` in fp32: the weight that ``weight`` stands for."""
+    out = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    resolve("dequantize", weight.device.type, weight.dtype, implementation).function(weight, out)
+    return out

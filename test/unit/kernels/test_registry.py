@@ -1,0 +1,116 @@
+"""Who computes an op: explicit choice, no silent fallback, one clear line when something is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sglang_er import kernels
+from sglang_er.kernels import registry
+from sglang_er.kernels.cpu import loader
+
+VERSION_HEADER = Path(__file__).parents[3] / "csrc/include/sglang_er/version.h"
+
+
+@pytest.fixture
+def fresh_loader(monkeypatch):
+    """Loader and registry as in a new process, and again after the test."""
+    loader.library.cache_clear()
+    registry.resolve.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    loader.library.cache_clear()
+    registry.resolve.cache_clear()
+
+
+def test_compiled_kernels_are_active_on_cpu():
+    for op in ("quantize_pack", "w4a16_linear", "dequantize"):
+        assert kernels.active_implementation(op, "cpu", torch.bfloat16) == "cpu"
+
+
+def test_reference_by_environment(fresh_loader):
+    fresh_loader.setenv("SGLANG_ER_KERNELS", "reference")
+    assert kernels.active_implementation("w4a16_linear", "cpu", torch.bfloat16) == "reference"
+
+
+def test_unknown_implementation_names_the_known_ones(fresh_loader):
+    fresh_loader.setenv("SGLANG_ER_KERNELS", "fast")
+    with pytest.raises(ValueError, match="no implementation 'fast', choose one of auto, reference, cpu"):
+        kernels.quantize_pack(torch.ones(16, 128))
+
+
+def test_unsupported_dtype_does_not_fall_back():
+    with pytest.raises(TypeError, match="cpu does not serve"):
+        registry.resolve("w4a16_linear", "cpu", torch.float64)
+
+
+def test_device_without_kernels_uses_the_reference_and_says_so(caplog, fresh_loader):
+    with caplog.at_level("WARNING"):
+        assert kernels.active_implementation("w4a16_linear", "cuda", torch.bfloat16) == "reference"
+    assert "using plain torch" in caplog.text
+
+
+def test_unknown_op():
+    with pytest.raises(KeyError, match="known ops"):
+        registry.resolve("w2a2_linear", "cpu", torch.bfloat16)
+
+
+def test_missing_library(fresh_loader, tmp_path):
+    fresh_loader.setattr(loader, "LIBRARY_PATH", tmp_path / "libsglang_er_cpu.so")
+    with pytest.raises(kernels.LibraryError, match=r"^libsglang_er_cpu.so is not built: run 'make setup'$"):
+        kernels.quantize_pack(torch.ones(16, 128))
+    kernels.quantize_pack(torch.ones(16, 128), implementation="reference")  # asked for: works
+
+
+def test_broken_library(fresh_loader, tmp_path):
+    broken = tmp_path / "libsglang_er_cpu.so"
+    broken.write_bytes(b"not a library")
+    fresh_loader.setattr(loader, "LIBRARY_PATH", broken)
+    with pytest.raises(kernels.LibraryError, match="run 'make setup'") as error:
+        kernels.isa()
+    assert "\n" not in str(error.value)
+
+
+def test_library_of_another_version(fresh_loader):
+    fresh_loader.setattr(loader, "LIBRARY_VERSION", 999)
+    with pytest.raises(kernels.LibraryError, match="this package needs 999: run 'make setup'"):
+        kernels.isa()
+
+
+def test_version_agrees_with_the_header():
+    assert f"kLibraryVersion = {loader.LIBRARY_VERSION};" in VERSION_HEADER.read_text()
+    assert kernels.library_version() == loader.LIBRARY_VERSION
+
+
+def test_isa_by_environment(fresh_loader):
+    for name in kernels.supported_isas():
+        loader.library.cache_clear()
+        fresh_loader.setenv("SGLANG_ER_CPU_ISA", name)
+        assert kernels.isa() == name
+    kernels.set_isa("auto")
+    assert kernels.isa() == kernels.supported_isas()[0]
+
+
+def test_unknown_isa_names_the_available_ones():
+    with pytest.raises(ValueError, match=r"'sse9' is not available here; choose one of auto, .*portable"):
+        kernels.set_isa("sse9")
+
+
+def test_one_openmp_runtime():
+    """A second OpenMP runtime would mean a second team of threads spinning on the same cores."""
+    code = """
+import torch
+from sglang_er import kernels
+count = lambda: len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line or "libiomp" in line})
+torch.randn(512, 512) @ torch.randn(512, 512)
+before = count()
+kernels.quantize_pack(torch.randn(4096, 512))
+assert before == count() == 1, (before, count())
+threads = [line for line in open("/proc/self/status") if line.startswith("Threads")]
+print(threads)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
