@@ -1,0 +1,137 @@
+"""The algorithm EFFICIENT_ROLLOUT as SGLang's registry sees it: argument checks, defaults, and the worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.speculative.spec_registry import CustomSpecAlgo
+
+from sglang_er.config import ConfigError, from_env
+
+ALGORITHM = "EFFICIENT_ROLLOUT"
+
+# flag, value that is fine, what to change
+_UNSUPPORTED_FLAGS: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    ("enable_lora", (None, False), "LoRA is not supported: merge the adapter into the weights and drop --enable-lora"),
+    ("lora_paths", (None, [], ()), "LoRA is not supported: merge the adapter into the weights and drop --lora-paths"),
+    ("pp_size", (1,), "pipeline parallelism is not supported: use --pp-size 1"),
+    ("enable_dp_attention", (False,), "DP attention is not supported: drop --enable-dp-attention"),
+    ("disaggregation_mode", ("null", None), "PD disaggregation is not supported: drop --disaggregation-mode"),
+    ("enable_two_batch_overlap", (False,), "two-batch overlap is not supported: drop --enable-two-batch-overlap"),
+    ("enable_single_batch_overlap", (False,), "drop --enable-single-batch-overlap: it is not supported"),
+    ("enable_pdmux", (False,), "PD multiplexing is not supported: drop --enable-pdmux"),
+    ("enable_return_hidden_states", (False,), "hidden states are not supported: drop --enable-return-hidden-states"),
+    ("quantization", (None,), "the target must be unquantized (the twin is made from it): drop --quantization"),
+    ("rl_on_policy_target", (None,), "drop --rl-on-policy-target: its bf16 sampling is not reproduced exactly"),
+    ("dllm_algorithm", (None,), "diffusion language models are not supported: drop --dllm-algorithm"),
+    ("enable_torch_compile", (False,), "drop --enable-torch-compile: the draft switch must stay visible to Python"),
+    (
+        "speculative_draft_model_path",
+        (None,),
+        "the drafter is made from the target: drop --speculative-draft-model-path",
+    ),
+    ("weight_cache_mode", ("off", None), "a shared weight cache refuses weight updates: use --weight-cache-mode off"),
+    ("enable_hisparse", (False,), "sparse host KV is not supported: drop --enable-hisparse"),
+    ("attn_cp_size", (1, None), "context parallelism is not supported: use --attn-cp-size 1"),
+    ("dcp_size", (1, None), "context parallelism is not supported: use --dcp-size 1"),
+    ("tp_size", (1,), "tensor parallelism is not supported yet: use --tp-size 1 (and --dp-size for several engines)"),
+)
+
+
+class EfficientRolloutAlgo(CustomSpecAlgo):
+    """Duck-types SGLang's enum member; the three members marked below are called though the base lacks them."""
+
+    def has_draft_kv(self) -> bool:
+        return False
+
+    def carries_draft_hidden_states(self) -> bool:  # scheduler, disaggregation set-up
+        return False
+
+    def need_topk(self) -> bool:  # FutureMap
+        return False
+
+    def create_future_map(self, device: Any, req_to_token_pool: Any, *args: Any, **kwargs: Any) -> Any:  # scheduler
+        from sglang_er.engine.future_map import make_future_map
+
+        return make_future_map(device, self, req_to_token_pool, *args, **kwargs)
+
+    def handle_server_args(self, server_args: Any) -> None:
+        config = from_env()
+        server_args.speculative_num_steps = config.gamma_max
+        server_args.speculative_eagle_topk = 1
+        # Never None: processes without the plugin read the memoized width.
+        server_args.speculative_num_draft_tokens = config.gamma_max + 1
+        server_args.enable_mixed_chunk = False
+
+
+def validate_server_args(server_args: Any) -> None:
+    """Refuse, in one line and before weights are loaded, what would not be exact or not work."""
+    from sglang_er.engine.compat import require_supported_version
+
+    require_supported_version()
+    from_env()
+    for name, fine, advice in _UNSUPPORTED_FLAGS:
+        if getattr(server_args, name, fine[0]) not in fine:
+            raise ConfigError(f"{ALGORITHM}: {advice}")
+    _validate_model(server_args)
+
+
+def _validate_model(server_args: Any) -> None:
+    from sglang.srt.arg_groups.model_override_base import model_config_of
+    from sglang.srt.configs.model_config import AttentionArch
+
+    # The validator gets a recording stand-in; the view underneath is what the model config is built from.
+    model = model_config_of(object.__getattribute__(server_args, "_cfg"))
+    architecture = (model.hf_config.architectures or ["unknown"])[0]
+    problem = None
+    if model.attention_arch != AttentionArch.MHA:
+        problem = f"{model.attention_arch.name} attention"
+    elif model.is_multimodal:
+        problem = "multimodal input"
+    elif model.is_encoder_decoder:
+        problem = "encoder-decoder attention"
+    elif getattr(model.hf_config, "quantization_config", None) is not None:
+        problem = "already quantized weights (the twin is made from unquantized ones)"
+    elif _is_hybrid(model.hf_config):
+        problem = "recurrent or linear-attention layers (a draft would change their state)"
+    elif getattr(model, "is_hybrid_swa", False):
+        problem = "a hybrid sliding-window KV pool"
+    if problem:
+        raise ConfigError(
+            f"{ALGORITHM}: {architecture} has {problem}, which is not supported: serve it with --plain, or choose a "
+            "Llama, Qwen2, Qwen3 or Mistral model"
+        )
+
+
+def _is_hybrid(hf_config: Any) -> bool:
+    from sglang.srt.configs import hybrid_arch
+
+    probes = ("mambaish_config", "hybrid_gdn_config", "kimi_linear_config", "hybrid_lightning_config")
+    for probe in probes:
+        function = getattr(hybrid_arch, probe, None)
+        try:
+            if function is not None and function(hf_config) is not None:
+                return True
+        except (AttributeError, TypeError):
+            continue
+    layer_types = getattr(hf_config, "layer_types", None) or ()
+    return any("linear" in kind or "mamba" in kind for kind in layer_types)
+
+
+def register_algorithm() -> None:
+    """Make the name resolve in this process; calling it again does nothing."""
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+    from sglang.srt.speculative.spec_registry import get_spec
+
+    if get_spec(ALGORITHM) is not None:
+        return
+
+    @SpeculativeAlgorithm.register(
+        ALGORITHM, supports_overlap=True, validate_server_args=validate_server_args, spec_class=EfficientRolloutAlgo
+    )
+    def _worker(server_args: Any) -> type:
+        from sglang_er.engine.compat import require_private_api
+        from sglang_er.engine.worker import EfficientRolloutWorker
+
+        require_private_api()
+        return EfficientRolloutWorker

@@ -1,0 +1,74 @@
+"""Functions of SGLang that have no platform hook and would launch Triton or sgl_kernel on a CPU.
+
+Each replacement has the contract of the original. Registered through SGLang's HookRegistry, which also rebinds
+`from x import y` copies; only when the CPU platform is the active one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from sglang_er.engine.cpu.attention import create_cpu_attention_backend
+from sglang_er.engine.cpu.platform import ATTENTION_BACKEND
+from sglang_er.sampling.gumbel import murmur_hash32
+
+
+def register() -> None:
+    """Register the attention backend's name and every replacement (idempotence is the caller's business)."""
+    from sglang.srt.arg_groups import choices
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    ATTENTION_BACKENDS[ATTENTION_BACKEND] = create_cpu_attention_backend
+    choices.add_attention_backend_choices([ATTENTION_BACKEND])
+    choices.add_deterministic_attention_backend_choices([ATTENTION_BACKEND])
+    choices.add_radix_supported_deterministic_attention_backend_choices([ATTENTION_BACKEND])
+
+    replace = {
+        "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": assign_req_to_token_pool,
+        "sglang.kernels.ops.sampling.murmur_hash.murmur_hash32": murmur_hash32,
+    }
+    for target, function in replace.items():
+        HookRegistry.register(target, function, HookType.REPLACE)
+    HookRegistry.register("sglang.srt.utils.common.support_triton", support_triton, HookType.AROUND)
+    HookRegistry.register("sglang.srt.mem_cache.allocation.get_last_loc", get_last_loc, HookType.AROUND)
+
+
+def assign_req_to_token_pool(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    start_offset: torch.Tensor,
+    end_offset: torch.Tensor,
+    out_cache_loc: torch.Tensor,
+    batch_size: int,
+) -> None:
+    """req_to_token[r, start:end] = the next (end - start) slots of out_cache_loc, request after request.
+
+    Raises RuntimeError when a row is too narrow: upstream's kernel would write into the next request's row.
+    """
+    rows = req_pool_indices[:batch_size].tolist()
+    taken = 0
+    for row, start, end in zip(rows, start_offset.tolist(), end_offset.tolist(), strict=True):
+        if end > req_to_token.shape[1]:
+            raise RuntimeError(f"req_to_token row of {req_to_token.shape[1]} slots cannot hold position {end - 1}")
+        req_to_token[row, start:end] = out_cache_loc[taken : taken + end - start].to(req_to_token.dtype)
+        taken += end - start
+
+
+def support_triton(original: Callable[[str], bool], backend: str) -> bool:
+    return backend != ATTENTION_BACKEND and original(backend)
+
+
+def get_last_loc(
+    original: Callable[..., torch.Tensor],
+    req_to_token: torch.Tensor,
+    req_pool_indices: torch.Tensor,
+    prefix_lens: torch.Tensor,
+) -> torch.Tensor:
+    """Slot of the last prefix token of every request, -1 without a prefix (the original launches Triton)."""
+    from sglang.srt.mem_cache.allocation import get_last_loc_torch
+
+    del original
+    return get_last_loc_torch(req_to_token, req_pool_indices, prefix_lens)

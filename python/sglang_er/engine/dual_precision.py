@@ -1,0 +1,108 @@
+"""Installs the twin on a loaded SGLang model: every linear gets a second, packed precision chosen by a switch.
+
+Nothing of ours is registered on a module, so state_dict, weight checks, checkpoints and memory-saver exports see
+the target alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.layers.linear import LinearBase
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+
+from sglang_er.twin.packed_linear import PackedLinear
+from sglang_er.twin.twin import Twin
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+class DualPrecisionMethod(UnquantizedLinearMethod):
+    """The layer's own method, or the twin's packed weights while the twin is drafting.
+
+    A subclass of the stock method because model code asks isinstance() of it; its other entry points
+    (apply_into, apply_with_addend) stay exact.
+    """
+
+    def __init__(self, inner: UnquantizedLinearMethod, packed: PackedLinear, twin: Twin) -> None:
+        super().__init__()
+        self.__dict__.update(inner.__dict__)
+        self.inner = inner
+        self.packed = packed
+        self.twin = twin
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if self.twin.drafting:
+            return self.packed(x, bias)
+        return self.inner.apply(layer, x, bias)
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        self.inner.process_weights_after_loading(layer)
+        # Disk updates and end_weight_update come through here even when only the target was selected.
+        self.twin.policy_changed()
+
+
+def install_twin(model: nn.Module, group_size: int, quantize_lm_head: bool) -> Twin:
+    """Wrap every unquantized linear of `model` and, if asked, the lm_head; returns the twin, freshly made."""
+    twin = Twin()
+    for name, module in model.named_modules():
+        if isinstance(module, LinearBase):
+            _install_linear(twin, name, module, group_size)
+        elif type(module).__name__ == "FusedMoE":
+            twin.skipped.append(f"{name} (MoE experts)")
+    if quantize_lm_head:
+        _install_lm_head(twin, model, group_size)
+    else:
+        twin.skipped.append("lm_head (quantize_lm_head=false)")
+    if not twin.layers:
+        raise RuntimeError("sglang-er: the model has no linear layer that can be quantized; serve it with --plain")
+    if twin.skipped:
+        logger.info("sglang-er: layers that stay exact in the twin: %s", ", ".join(twin.skipped))
+    summary = twin.describe()
+    logger.info(
+        "sglang-er: twin of %s linears, %.1f MB, %s bits per weight, group %d",
+        summary["layers"],
+        sum(layer.nbytes for layer in twin.layers) / 1e6,
+        summary["bits_per_weight"],
+        group_size,
+    )
+    return twin
+
+
+def _install_linear(twin: Twin, name: str, module: LinearBase, group_size: int) -> None:
+    method = module.quant_method
+    weight = getattr(module, "weight", None)
+    if type(method) is not UnquantizedLinearMethod or weight is None or weight.dim() != 2:
+        twin.skipped.append(f"{name} ({type(method).__name__})")
+        return
+    packed = PackedLinear(name, lambda: module.weight.data, group_size)
+    twin.layers.append(packed)
+    module.quant_method = DualPrecisionMethod(method, packed, twin)
+
+
+def _install_lm_head(twin: Twin, model: nn.Module, group_size: int) -> None:
+    """The lm_head is no LinearBase (it may be the embedding): the switch sits in the logits processor instead."""
+    head = getattr(model, "lm_head", None)
+    processor = getattr(model, "logits_processor", None)
+    if head is None or not isinstance(processor, LogitsProcessor) or getattr(head, "bias", None) is not None:
+        twin.skipped.append("lm_head (no plain lm_head on this model)")
+        return
+    packed = PackedLinear("lm_head", lambda: head.weight.data, group_size)
+    twin.layers.append(packed)
+    exact = processor._compute_lm_head
+
+    def compute_lm_head(
+        hidden_states: torch.Tensor, lm_head: nn.Module, embedding_bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if twin.drafting and lm_head is head and embedding_bias is None:
+            return packed(hidden_states.to(head.weight.dtype))
+        logits: torch.Tensor = exact(hidden_states, lm_head, embedding_bias)
+        return logits
+
+    processor._compute_lm_head = compute_lm_head

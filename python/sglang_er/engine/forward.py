@@ -1,0 +1,81 @@
+"""The two forwards of a speculative step as SGLang ForwardBatches: one drafted token, and the verify pass.
+
+Convention (SGLang's spec V2): `committed` int64 [B] = tokens whose KV is final; the bonus token sits at position
+`committed` without KV. Slots for positions committed .. committed + gamma were reserved by the scheduler before
+the step; the draft pass writes provisional KV there and the verify pass overwrites all of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from sglang_er.engine.spec_inputs import VerifyInput
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+
+class Chain(NamedTuple):
+    """Rows of a step: req_pool_indices [B], committed int64 [B], slots int64 [B, gamma + 1]."""
+
+    req_pool_indices: torch.Tensor
+    committed: torch.Tensor
+    slots: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> Chain:
+        return Chain(self.req_pool_indices[index], self.committed[index], self.slots[index])
+
+
+def make_chain(runner: ModelRunner, req_pool_indices: torch.Tensor, committed: torch.Tensor, gamma: int) -> Chain:
+    """Look up the reserved slots of positions committed .. committed + gamma."""
+    positions = committed[:, None] + torch.arange(gamma + 1, device=committed.device)
+    slots = runner.req_to_token_pool.req_to_token[req_pool_indices.to(torch.int64)[:, None], positions]
+    return Chain(req_pool_indices, committed, slots.to(torch.int64))
+
+
+def draft_logits(runner: ModelRunner, chain: Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [B, V] after `tokens` int64 [B] at position committed + step. The caller has switched to the twin."""
+    seq_lens = chain.committed + step + 1
+    on_host = seq_lens.device.type == "cpu"
+    batch = ForwardBatch(
+        forward_mode=ForwardMode.DECODE,
+        batch_size=tokens.shape[0],
+        input_ids=tokens,
+        req_pool_indices=chain.req_pool_indices,
+        seq_lens=seq_lens,
+        out_cache_loc=chain.slots[:, step].contiguous(),
+        seq_lens_sum=int(seq_lens.sum()) if on_host else None,
+        seq_lens_cpu=seq_lens if on_host else None,
+        positions=chain.committed + step,
+        spec_algorithm=SpeculativeAlgorithm.NONE,
+        # A DECODE batch with spec_info means something else to several attention backends.
+        spec_info=None,
+        capture_hidden_mode=CaptureHiddenMode.NULL,
+    )
+    logits: torch.Tensor = runner.forward(batch).logits_output.next_token_logits
+    return logits
+
+
+def make_verify_batch(chain: Chain, tokens: torch.Tensor, spec_algorithm: object) -> ForwardBatch:
+    """Verify pass over tokens int64 [B, gamma + 1] = bonus, drafts."""
+    width = tokens.shape[1]
+    positions = (chain.committed[:, None] + torch.arange(width, device=tokens.device)).reshape(-1)
+    on_host = chain.committed.device.type == "cpu"
+    return ForwardBatch(
+        forward_mode=ForwardMode.TARGET_VERIFY,
+        batch_size=tokens.shape[0],
+        input_ids=tokens.reshape(-1),
+        req_pool_indices=chain.req_pool_indices,
+        seq_lens=chain.committed,
+        out_cache_loc=chain.slots.reshape(-1),
+        seq_lens_sum=int(chain.committed.sum()) if on_host else None,
+        seq_lens_cpu=chain.committed if on_host else None,
+        positions=positions,
+        spec_algorithm=spec_algorithm,
+        spec_info=VerifyInput(positions=positions, draft_token_num=width),
+        capture_hidden_mode=CaptureHiddenMode.NULL,
+    )

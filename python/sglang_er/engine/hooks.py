@@ -1,0 +1,93 @@
+"""Hooks on SGLang's own functions that the algorithm needs on every device (SGLang's HookRegistry applies them).
+
+All of them do nothing in a server that runs without EFFICIENT_ROLLOUT.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from sglang_er.config import ConfigError
+from sglang_er.engine.algorithm import ALGORITHM
+
+logger = logging.getLogger(__name__)
+
+# SGLang's state request carries only numbers as values, so a command travels in the key.
+COMMAND_PREFIX = "sglang_er:"
+
+
+def register() -> None:
+    sizing = "sglang.srt.mem_cache.allocation_sizing"
+    scheduler = "sglang.srt.managers.scheduler.Scheduler"
+    updater = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+    HookRegistry.register(f"{sizing}.get_req_to_token_extra_context_len", _row_headroom, HookType.AFTER)
+    HookRegistry.register(f"{scheduler}.get_internal_state", _add_state, HookType.AFTER)
+    HookRegistry.register(f"{scheduler}.set_internal_state", _take_command, HookType.AROUND)
+    HookRegistry.register(f"{updater}.resume_memory_occupation", _memory_resumed, HookType.AFTER)
+
+
+def _row_headroom(extra: int) -> int:
+    """req_to_token rows must hold the reserve that is written behind the context end.
+
+    Upstream's formula is short for a custom algorithm with page size 1: the slot writer would then run into the
+    next request's row without an error (facts: row overflow).
+    """
+    from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size, get_alloc_reserve_per_decode
+    from sglang.srt.runtime_context import get_spec
+
+    if get_spec().speculative_algorithm != ALGORITHM:
+        return extra
+    return max(extra, get_alloc_reserve_per_decode() + get_alloc_page_size() - 1)
+
+
+def _worker_of(scheduler: Any) -> Any:
+    worker = getattr(scheduler, "draft_worker", None)
+    return worker if hasattr(worker, "set_policy") else None
+
+
+def _add_state(output: Any, scheduler: Any, *_: Any, **__: Any) -> Any:
+    worker = _worker_of(scheduler)
+    if worker is not None:
+        output.internal_state["sglang_er"] = {
+            **worker.describe(),
+            "last_command": getattr(scheduler, "_sglang_er_last_command", None),
+        }
+    return output
+
+
+def _take_command(original: Callable[..., Any], scheduler: Any, request: Any) -> Any:
+    """Commands of our admin endpoints; everything else goes to SGLang."""
+    from sglang.srt.managers.io_struct import SetInternalStateReqOutput
+
+    keys = [key for key in request.server_args if key.startswith(COMMAND_PREFIX)]
+    if not keys:
+        return original(scheduler, request)
+    outcome = _run_command(scheduler, json.loads(keys[0][len(COMMAND_PREFIX) :]))
+    scheduler._sglang_er_last_command = outcome
+    return SetInternalStateReqOutput(updated=outcome["ok"])
+
+
+def _run_command(scheduler: Any, command: dict[str, Any]) -> dict[str, Any]:
+    worker = _worker_of(scheduler)
+    if worker is None:
+        return {"ok": False, "status": 400, "error": f"this server runs without {ALGORITHM}"}
+    if not scheduler.is_fully_idle():
+        return {"ok": False, "status": 409, "error": "requests are running: switch the policy when the server is idle"}
+    try:
+        worker.set_policy(command)
+    except ConfigError as error:
+        return {"ok": False, "status": 400, "error": str(error)}
+    logger.info("sglang-er: policy switched to %s", worker.policy.describe())
+    return {"ok": True, "status": 200, "error": None}
+
+
+def _memory_resumed(result: Any, updater: Any, *_: Any, **__: Any) -> Any:
+    worker = getattr(updater, "draft_worker", None)
+    if worker is not None and hasattr(worker, "memory_resumed"):
+        worker.memory_resumed()
+    return result

@@ -1,0 +1,99 @@
+"""Drafting and verifying under SGLang's sampling parameters: which exact rule applies to a batch.
+
+greedy     all rows take the argmax; a draft is kept if it is the target's argmax.
+seeded     deterministic inference: draft and target choose with SGLang's own per-(seed, position) Gumbel noise; a
+           draft is kept if it is the target's choice, so the output is plain decode's, token for token.
+rejection  everything else: drafts from the filtered q, verified against the filtered p.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.layers.sampler import sampling_from_probs_torch, top_k_top_p_min_p_sampling_from_probs_torch
+
+from sglang_er.sampling.chain import ChainResult, sample_rows, verify_chain, verify_choices
+from sglang_er.sampling.filters import FilterParams, filtered_probs
+
+if TYPE_CHECKING:
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+
+@dataclass
+class DraftedChain:
+    """tokens: one int64 [B] per drafted position; probs: the q [B, V] each was drawn from (rejection only)."""
+
+    tokens: list[torch.Tensor]
+    probs: list[torch.Tensor]
+
+
+def filter_params(info: SamplingBatchInfo) -> FilterParams:
+    return FilterParams(
+        info.temperatures,
+        info.top_ps,
+        info.top_ks,
+        info.min_ps,
+        info.need_top_p_sampling,
+        info.need_top_k_sampling,
+        info.need_min_p_sampling,
+    )
+
+
+class StepSampler:
+    """The sampling rule of one step over R rows (all speculating rows of the batch)."""
+
+    def __init__(self, info: SamplingBatchInfo, rows: torch.Tensor | None) -> None:
+        self.greedy = bool(info.is_all_greedy)
+        self.params = filter_params(info)
+        self.seeds: torch.Tensor | None = info.sampling_seed
+        if rows is not None:
+            self.params = self.params.rows(rows)
+            self.seeds = None if self.seeds is None else self.seeds[rows]
+        if self.seeds is not None and self.params.need_min_p:
+            raise RuntimeError("min_p with deterministic inference reached the sampler; admission must refuse it")
+
+    @property
+    def rule(self) -> str:
+        return "greedy" if self.greedy else "rejection" if self.seeds is None else "seeded"
+
+    def draft(self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain) -> torch.Tensor:
+        """Choose one draft per row from the twin's logits [R, V] at `positions` [R]; recorded in `drafted`."""
+        if self.greedy:
+            tokens = logits.argmax(dim=-1)
+        elif self.seeds is not None:
+            tokens = self._seeded(logits, self.params, self.seeds, positions)
+        else:
+            probs = filtered_probs(logits, self.params)
+            drafted.probs.append(probs)
+            tokens = sample_rows(probs)
+        drafted.tokens.append(tokens)
+        return tokens
+
+    def verify(self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain) -> ChainResult:
+        """logits [R * (gamma + 1), V], positions flat alike -> committed tokens and accept lengths."""
+        gamma = len(drafted.tokens)
+        drafts = torch.stack(drafted.tokens, dim=1)
+        if self.greedy:
+            return verify_choices(logits.argmax(dim=-1).view(-1, gamma + 1), drafts)
+        params = self.params.repeat(gamma + 1)
+        if self.seeds is not None:
+            choices = self._seeded(logits, params, self.seeds.repeat_interleave(gamma + 1), positions)
+            return verify_choices(choices.view(-1, gamma + 1), drafts)
+        p = filtered_probs(logits, params).view(drafts.shape[0], gamma + 1, -1)
+        return verify_chain(p, torch.stack(drafted.probs, dim=1), drafts)
+
+    @staticmethod
+    def _seeded(
+        logits: torch.Tensor, params: FilterParams, seeds: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """SGLang's seeded sampler itself, so that its noise layout (by sorted rank under filters) is kept."""
+        probs = torch.softmax(logits / params.temperatures, dim=-1)
+        if params.need_top_p or params.need_top_k:
+            tokens = top_k_top_p_min_p_sampling_from_probs_torch(
+                probs, params.top_ks, params.top_ps, params.min_ps, False, seeds, positions
+            )
+        else:
+            tokens = sampling_from_probs_torch(probs, sampling_seed=seeds, positions=positions)
+        return tokens.to(torch.int64)

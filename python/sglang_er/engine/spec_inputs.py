@@ -1,0 +1,69 @@
+"""What one speculative step hands to the next (DraftState) and to the verify pass (VerifyInput).
+
+SpecInputType is a closed enum; the members of SGLang's own shared-runner algorithm are borrowed, since their
+meaning (state without draft KV, verify of a fixed width) is ours too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
+
+
+@dataclass
+class DraftState(SpecInput):
+    """Carried between steps: the committed token that has no KV yet.
+
+    bonus_tokens: int64 [B]. Under overlap scheduling `future_indices` (set by the scheduler) is the truth and the
+    tokens are gathered from the FutureMap when the step starts.
+    """
+
+    bonus_tokens: torch.Tensor
+    new_seq_lens: torch.Tensor
+    future_indices: torch.Tensor | None = None
+
+    # Read by SGLang's relay for drafters that have hidden states or top-k trees; we have neither.
+    topk_p: ClassVar[None] = None
+    topk_index: ClassVar[None] = None
+    hidden_states: ClassVar[None] = None
+    draft_probs: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        super().__init__(SpecInputType.UNO_STATE)
+        self.num_tokens_per_req = 1
+        self.num_tokens_for_logprob_per_req = 1
+
+    def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: torch.Tensor | None = None) -> None:
+        if self.future_indices is not None:
+            self.future_indices = self.future_indices[new_indices]
+            return
+        self.bonus_tokens = self.bonus_tokens[new_indices]
+        self.new_seq_lens = self.new_seq_lens[new_indices]
+
+    def merge_batch(self, other: DraftState) -> None:
+        if self.future_indices is not None and other.future_indices is not None:
+            self.future_indices = torch.cat([self.future_indices, other.future_indices])
+            return
+        self.bonus_tokens = torch.cat([self.bonus_tokens, other.bonus_tokens])
+        self.new_seq_lens = torch.cat([self.new_seq_lens, other.new_seq_lens])
+
+
+@dataclass
+class VerifyInput(SpecInput):
+    """A chain of `draft_token_num` = gamma + 1 tokens per request; positions int64 flat [B * (gamma + 1)]."""
+
+    positions: torch.Tensor
+    draft_token_num: int
+    custom_mask: torch.Tensor | None = None
+    capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
+    hidden_states: torch.Tensor | None = None
+    topk: int = 1
+
+    def __post_init__(self) -> None:
+        super().__init__(SpecInputType.UNO_VERIFY)
+        self.num_tokens_per_req = self.draft_token_num
+        self.num_tokens_for_logprob_per_req = self.draft_token_num

@@ -1,0 +1,87 @@
+"""Counters of what the steps did, and the attribution of accept counts to the gamma they were drafted with.
+
+SGLang reports accept counts one or two steps after the launch, in launch order and without the draft length; its
+own acceptance metrics assume a fixed one. A queue of launched steps makes the counts exact.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from sglang_er.policy import StepOutcome, StepState
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Launched(NamedTuple):
+    state: StepState
+    gamma: int
+    speculating: list[int] | None
+    seconds: float
+
+
+class StepStats:
+    """All counters are totals since start-up; clients take differences."""
+
+    def __init__(self) -> None:
+        self._pending: deque[_Launched] = deque()
+        self.steps_by_gamma: Counter[int] = Counter()
+        self.seconds_by_gamma: defaultdict[int, float] = defaultdict(float)
+        self.request_steps = 0
+        self.committed_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_drafts = 0
+        self.speculating_request_steps = 0
+        # accepted_at[i]: drafts at offset i that were accepted; drafted_at[i]: those that were verified at all
+        # (all earlier ones accepted). Their ratio is the acceptance alpha_i.
+        self.drafted_at: Counter[int] = Counter()
+        self.accepted_at: Counter[int] = Counter()
+
+    def launch_step(self, state: StepState, gamma: int, speculating: torch.Tensor | None, seconds: float) -> None:
+        """`speculating`: int64 row indices that were drafted for, None = all; `seconds`: host time of the step."""
+        self.steps_by_gamma[gamma] += 1
+        self.seconds_by_gamma[gamma] += seconds
+        index = None if speculating is None else speculating.tolist()
+        self._pending.append(_Launched(state, gamma, index, seconds))
+
+    def finish_step(self, correct_drafts: list[int]) -> StepOutcome | None:
+        """Take the counts of the oldest launched step; None if it is unknown (reset in between)."""
+        if not self._pending:
+            return None
+        launched = self._pending.popleft()
+        self.request_steps += len(correct_drafts)
+        self.committed_tokens += sum(correct_drafts) + len(correct_drafts)
+        outcome = StepOutcome(launched.state, launched.gamma, [n + 1 for n in correct_drafts], launched.seconds)
+        if launched.gamma == 0:
+            return outcome
+        counts = correct_drafts
+        if launched.speculating is not None:
+            counts = [correct_drafts[i] for i in launched.speculating]
+        self.speculating_request_steps += len(counts)
+        self.drafted_tokens += launched.gamma * len(counts)
+        self.accepted_drafts += sum(counts)
+        for accepted in counts:
+            for offset in range(min(accepted + 1, launched.gamma)):
+                self.drafted_at[offset] += 1
+                self.accepted_at[offset] += offset < accepted
+        return outcome
+
+    def forget_pending(self) -> None:
+        """The cache was flushed: the engine is idle, nothing launched is still to be processed."""
+        self._pending.clear()
+
+    def describe(self) -> dict[str, object]:
+        speculating = self.speculating_request_steps
+        return {
+            "steps_by_gamma": {str(g): n for g, n in sorted(self.steps_by_gamma.items())},
+            "seconds_by_gamma": {str(g): round(s, 6) for g, s in sorted(self.seconds_by_gamma.items())},
+            "request_steps": self.request_steps,
+            "committed_tokens": self.committed_tokens,
+            "drafted_tokens": self.drafted_tokens,
+            "accepted_drafts": self.accepted_drafts,
+            "speculating_request_steps": speculating,
+            "accept_length": (self.accepted_drafts + speculating) / speculating if speculating else None,
+            "alpha": [round(self.accepted_at[i] / self.drafted_at[i], 4) for i in range(len(self.drafted_at))],
+        }

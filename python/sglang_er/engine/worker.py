@@ -1,0 +1,277 @@
+"""The speculative worker: one policy, its twin, one KV pool, and a draft length chosen at every step."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+
+from sglang_er.config import ConfigError, from_env
+from sglang_er.engine import forward, rows, standard_rows
+from sglang_er.engine.dual_precision import install_twin
+from sglang_er.engine.sampler import DraftedChain, StepSampler
+from sglang_er.engine.spec_inputs import DraftState
+from sglang_er.engine.stats import StepStats
+from sglang_er.engine.weight_watch import WatchedWeightUpdater
+from sglang_er.policy import StepState, make_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.tp_worker import TpModelWorker
+
+logger = logging.getLogger(__name__)
+
+# Tests put deliberately broken verifiers into a real server through this; nothing in the product sets it.
+TEST_HOOK_ENV = "SGLANG_ER_TEST_HOOK"
+SWITCHABLE = ("policy", "gamma", "thresholds", "gamma_schedule", "requantize")
+
+
+class EfficientRolloutWorker(BaseSpecWorker):
+    """Spec V2 worker (facts: forward_batch_generation contract). The scheduler sees it as the model worker."""
+
+    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: TpModelWorker) -> None:
+        super().__init__()
+        self.config = from_env()
+        self._target_worker = target_worker
+        self._draft_worker = None
+        self.model_runner = target_worker.model_runner
+        self.device = target_worker.device
+        self.speculative_num_steps = self.config.gamma_max
+        self.speculative_num_draft_tokens = self.config.gamma_max + 1
+        # Before the KV pool is sized, so that its profiling sees the packed weights.
+        self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
+        self.model_runner.weight_updater = WatchedWeightUpdater(
+            self.model_runner.weight_updater, self.twin.policy_changed
+        )
+        self.policy = make_policy(self.config)
+        self.stats = StepStats()
+        self.sampler_cls: type[StepSampler] = StepSampler
+        self.context_len = int(self.model_runner.model_config.context_len)
+        self._stale_reported = False
+        if hook := os.environ.get(TEST_HOOK_ENV):
+            module, _, name = hook.partition(":")
+            logger.warning("sglang-er: %s=%s is active: this server is for tests only", TEST_HOOK_ENV, hook)
+            getattr(importlib.import_module(module), name)(self)
+
+    # -- what the scheduler asks of a speculative worker ---------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_target_worker":
+            raise AttributeError(name)
+        return getattr(self._target_worker, name)
+
+    @property
+    def draft_worker(self) -> None:
+        return None
+
+    def weight_update_runners(self) -> list[tuple[str, Any]]:
+        """The draft owns no weights of its own: updates go to the target, the watch sees them."""
+        return []
+
+    def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
+        """Called once per processed decode step, in launch order, with accepted drafts per request."""
+        outcome = self.stats.finish_step(num_correct_drafts_per_req)
+        if outcome is not None:
+            self.policy.observe(outcome)
+
+    def clear_cache_pool(self) -> None:
+        self.stats.forget_pending()
+
+    def memory_resumed(self) -> None:
+        """Weights were released and are back; without a backup the packed buffers hold garbage."""
+        self.twin.policy_changed()
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def forward_batch_generation(
+        self,
+        batch: ScheduleBatch,
+        on_publish: Callable[[torch.Tensor], None] | None = None,
+        grammar_barrier: object = None,
+        pp_proxy_tensors: object = None,
+        **_: object,
+    ) -> GenerationBatchResult:
+        if not batch.forward_mode.is_decode() or batch.is_extend_in_batch:
+            return self._prefill(batch, on_publish)
+        started = time.perf_counter()
+        speculating = rows.speculating_rows(batch)
+        state = self._step_state(batch, speculating)
+        gamma = 0
+        if state.speculative_rows and state.gamma_limit > 0 and self._twin_ready():
+            gamma = max(0, min(state.gamma_limit, self.policy.choose(state)))
+        result = self._speculative_step(batch, gamma, speculating) if gamma else self._plain_step(batch)
+        if on_publish is not None:
+            on_publish(result.new_seq_lens)
+        self.stats.launch_step(state, gamma, speculating, time.perf_counter() - started)
+        return result
+
+    def _prefill(
+        self, batch: ScheduleBatch, on_publish: Callable[[torch.Tensor], None] | None
+    ) -> GenerationBatchResult:
+        result = self._target_worker.forward_batch_generation(batch)
+        result.new_seq_lens = batch.seq_lens
+        result.next_draft_input = DraftState(result.next_token_ids.reshape(-1), batch.seq_lens)
+        if on_publish is not None:
+            on_publish(result.new_seq_lens)
+        return result
+
+    def _step_state(self, batch: ScheduleBatch, speculating: torch.Tensor | None) -> StepState:
+        """What the policy may know. gamma_limit: config, context end, and tokens that the requests may still emit."""
+        reqs = batch.reqs if speculating is None else [batch.reqs[i] for i in speculating.tolist()]
+        longest, total = self._context_lengths(batch)
+        limit = min(
+            self.config.gamma_max,
+            # Verify reads positions up to longest + gamma: all of them must exist.
+            self.context_len - 1 - longest,
+            rows.tokens_left(reqs) - 1,
+        )
+        return StepState(
+            batch_size=len(batch.reqs), context_tokens=total, gamma_limit=max(0, limit), speculative_rows=len(reqs)
+        )
+
+    def _twin_ready(self) -> bool:
+        if not self.twin.stale:
+            return True
+        if not self.config.requantize:
+            if not self._stale_reported:
+                logger.warning("sglang-er: requantize=false: drafting with a twin of an older policy (tests only)")
+                self._stale_reported = True
+            return True
+        self.twin.requantize()
+        logger.info("sglang-er: twin remade for weight epoch %d", self.twin.weight_epoch)
+        return True
+
+    def _context_lengths(self, batch: ScheduleBatch) -> tuple[int, int]:
+        """(longest, total) committed tokens: exact where lengths live on the host, else an upper bound without a
+        device sync (the host view lags at most two steps under overlap)."""
+        lens = batch.seq_lens_cpu
+        if lens is not None:
+            return int(lens.max()), int(lens.sum())
+        lag = 2 * self.speculative_num_draft_tokens
+        host = [len(r.origin_input_ids) + len(r.output_ids) + lag for r in batch.reqs]
+        return max(host), sum(host)
+
+    def _plain_step(self, batch: ScheduleBatch) -> GenerationBatchResult:
+        """gamma = 0: SGLang's own decode step. `batch` may be changed: the scheduler restores it."""
+        committed = batch.seq_lens
+        indices = batch.req_pool_indices.to(torch.int64)
+        batch.input_ids = batch.spec_info.bonus_tokens.to(torch.int64)
+        batch.out_cache_loc = self.model_runner.req_to_token_pool.req_to_token[indices, committed].to(torch.int64)
+        batch.seq_lens = committed + 1
+        if batch.seq_lens_cpu is not None:
+            batch.seq_lens_cpu = batch.seq_lens_cpu + 1
+            batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
+        batch.spec_info = None
+        result = self._target_worker.forward_batch_generation(batch)
+        if batch.return_logprob:
+            output = result.logits_output
+            output.next_token_logprobs = output.next_token_logprobs.view(len(batch.reqs), 1)
+        result.accept_lens = torch.ones(len(batch.reqs), dtype=torch.int32, device=committed.device)
+        result.new_seq_lens = batch.seq_lens
+        result.speculative_num_draft_tokens = 1
+        result.next_draft_input = DraftState(result.next_token_ids.reshape(-1), batch.seq_lens)
+        return result
+
+    def _speculative_step(
+        self, batch: ScheduleBatch, gamma: int, speculating: torch.Tensor | None
+    ) -> GenerationBatchResult:
+        committed = batch.seq_lens.to(torch.int64)
+        bonus = batch.spec_info.bonus_tokens.to(torch.int64)
+        chain = forward.make_chain(self.model_runner, batch.req_pool_indices, committed, gamma)
+        sampler = self.sampler_cls(batch.sampling_info, speculating)
+
+        drafted = self._draft_pass(chain, bonus, gamma, sampler, speculating)
+        drafts = torch.stack(drafted.tokens, dim=1)
+        if speculating is not None:
+            # Rows that do not speculate verify copies of their bonus token; only position 0 is used.
+            filled = bonus[:, None].repeat(1, gamma)
+            filled[speculating] = drafts
+            drafts = filled
+        verify_batch = forward.make_verify_batch(
+            chain, torch.cat([bonus[:, None], drafts], dim=1), batch.spec_algorithm
+        )
+        self.model_runner.shared_read_done_event = None
+        result = self._target_worker.forward_batch_generation(None, forward_batch=verify_batch, is_verify=True)
+        return self._commit(batch, result, verify_batch, sampler, drafted, speculating)
+
+    def _draft_pass(
+        self,
+        chain: forward.Chain,
+        bonus: torch.Tensor,
+        gamma: int,
+        sampler: StepSampler,
+        speculating: torch.Tensor | None,
+    ) -> DraftedChain:
+        drafted = DraftedChain([], [])
+        tokens = bonus
+        if speculating is not None:
+            chain, tokens = chain.rows(speculating), bonus[speculating]
+        with self.twin.draft_pass():
+            for step in range(gamma):
+                logits = forward.draft_logits(self.model_runner, chain, step, tokens)
+                tokens = sampler.draft(logits, chain.committed + step, drafted)
+        return drafted
+
+    def _commit(
+        self,
+        batch: ScheduleBatch,
+        result: GenerationBatchResult,
+        verify_batch: Any,
+        sampler: StepSampler,
+        drafted: DraftedChain,
+        speculating: torch.Tensor | None,
+    ) -> GenerationBatchResult:
+        """Accept, resample, and fill in what the scheduler reads of a decode result."""
+        output = result.logits_output
+        width = len(drafted.tokens) + 1
+        logits = output.next_token_logits
+        positions = verify_batch.positions
+        standard = None
+        if speculating is not None:
+            standard = standard_rows.sample(self.model_runner, batch, logits.view(len(batch.reqs), width, -1)[:, 0])
+            logits = logits.view(len(batch.reqs), width, -1)[speculating].reshape(-1, logits.shape[-1])
+            positions = positions.view(-1, width)[speculating].reshape(-1)
+        tokens, accept_lens = sampler.verify(logits, positions, drafted)
+        if standard is not None:
+            tokens, accept_lens = standard_rows.merge(standard, tokens, accept_lens, speculating)
+        if batch.return_logprob:
+            compute_spec_logprobs(batch, output, tokens.reshape(-1), chain_stride=width)
+            if standard is not None:
+                standard_rows.merge_logprobs(standard, output, batch, speculating, width)
+        bonus = tokens.gather(1, accept_lens[:, None].to(torch.int64) - 1).squeeze(1)
+        result.next_token_ids = tokens.reshape(-1)
+        result.accept_lens = accept_lens
+        result.new_seq_lens = batch.seq_lens + accept_lens.to(batch.seq_lens.dtype)
+        result.speculative_num_draft_tokens = width
+        result.next_draft_input = DraftState(bonus, result.new_seq_lens)
+        result.extra_keep_alive_refs = [verify_batch, drafted]
+        return result
+
+    # -- administration ------------------------------------------------------------------------------------------
+
+    def set_policy(self, changes: dict[str, Any]) -> None:
+        """Switch policy fields (the server is idle). Raises ConfigError on a bad value; nothing changes then."""
+        fixed = sorted(set(changes) - set(SWITCHABLE))
+        if fixed:
+            raise ConfigError(f"{', '.join(fixed)}: fixed at start-up; what can be switched is {', '.join(SWITCHABLE)}")
+        config = self.config.changed(changes)
+        self.policy = make_policy(config)
+        self.config = config
+
+    def describe(self) -> dict[str, Any]:
+        """What /server_info and /er/state show."""
+        return {
+            "config": self.config.describe(),
+            "policy": self.policy.describe(),
+            "twin": self.twin.describe(),
+            "steps": self.stats.describe(),
+        }

@@ -1,0 +1,61 @@
+"""The distribution that SGLang's standard sampler draws from: temperature, then top-k, top-p and min-p.
+
+Order and boundaries are those of SGLang 0.5.21's `pytorch` sampling backend: all three filters look at the
+temperature-scaled softmax, sorted once; top-p keeps a token while the mass strictly before it does not exceed
+p; min-p keeps tokens of at least min_p times the largest probability; what is left is renormalized.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class FilterParams(NamedTuple):
+    """Sampling parameters of R rows: temperatures [R, 1], top_ps [R], top_ks [R] (int32), min_ps [R].
+
+    The `need_*` flags say whether any row uses the filter; without any, no sort is done.
+    """
+
+    temperatures: torch.Tensor
+    top_ps: torch.Tensor
+    top_ks: torch.Tensor
+    min_ps: torch.Tensor
+    need_top_p: bool
+    need_top_k: bool
+    need_min_p: bool
+
+    def rows(self, index: torch.Tensor) -> FilterParams:
+        """The same parameters for the rows that `index` (int64) selects."""
+        return self._replace(
+            temperatures=self.temperatures[index],
+            top_ps=self.top_ps[index],
+            top_ks=self.top_ks[index],
+            min_ps=self.min_ps[index],
+        )
+
+    def repeat(self, times: int) -> FilterParams:
+        """Every row `times` times in a row, as the verify pass lays its logits out."""
+        return self._replace(
+            temperatures=self.temperatures.repeat_interleave(times, dim=0),
+            top_ps=self.top_ps.repeat_interleave(times),
+            top_ks=self.top_ks.repeat_interleave(times),
+            min_ps=self.min_ps.repeat_interleave(times),
+        )
+
+
+def filtered_probs(logits: torch.Tensor, params: FilterParams) -> torch.Tensor:
+    """logits [R, V] -> probabilities fp32 [R, V], zero outside the filters' support. `logits` is left alone."""
+    probs = torch.softmax(logits.float() / params.temperatures, dim=-1)
+    if not (params.need_top_p or params.need_top_k or params.need_min_p):
+        return probs
+    ranked, order = probs.sort(dim=-1, descending=True)
+    before = ranked.cumsum(dim=-1) - ranked
+    ranks = torch.arange(ranked.shape[-1], device=ranked.device)
+    keep = (ranks < params.top_ks[:, None]) & (before <= params.top_ps[:, None])
+    if params.need_min_p:
+        keep &= ranked >= ranked[:, :1] * params.min_ps[:, None]
+    ranked = torch.where(keep, ranked, 0.0)
+    ranked /= ranked.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(probs).scatter_(-1, order, ranked)

@@ -1,0 +1,39 @@
+"""One linear layer of the twin: packed int4 weights of a live parameter, remade in place when the policy changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sglang_er import kernels
+
+
+class PackedLinear:
+    """W4 copy of one weight [N, K].
+
+    The weight is read through `source` at every packing, never kept: a weight loader may swap the Parameter.
+    The packed buffers keep their addresses for life (captured graphs read them).
+    """
+
+    def __init__(self, name: str, source: Callable[[], torch.Tensor], group_size: int) -> None:
+        self.name = name
+        self.source = source
+        self.packed = kernels.quantize_pack(source().detach(), group_size)
+
+    def repack(self) -> None:
+        """Quantize the live weight again, into the same buffers."""
+        kernels.quantize_pack(self.source().detach(), self.packed.group_size, out=self.packed)
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x [..., K] -> [..., N] in x's dtype, accumulated in fp32."""
+        out = kernels.w4a16_linear(x.reshape(-1, x.shape[-1]), self.packed, bias)
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @property
+    def quantized_weights(self) -> int:
+        return self.packed.out_features * self.packed.in_features
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
