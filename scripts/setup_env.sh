@@ -21,16 +21,19 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 # The lock files were resolved for 3.11 and hold for 3.12; several of the pinned packages have nothing for 3.10.
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-} python3.11 python3.12 python3 python; do
+    local candidate candidates=(python3.11 python3.12 python3 python)
+    [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
             2>/dev/null; then
-            "$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))'
+            real_python "$candidate"
             return
         fi
     done
-    die "need Python 3.11 (or 3.12) with its venv module; install it, or name it with PYTHON=/path/to/python3.11"
+    die "need Python 3.11 or 3.12 with its venv module (tried ${candidates[*]}); install it, or name it with PYTHON="
 }
+
+real_python() { "$1" -c 'import os, sys; print(os.path.realpath(sys.executable))'; }
 
 # torch comes with its dependencies, because the CUDA build needs the CUDA libraries that it pins and the CPU build
 # needs none; everything else exactly as locked. A CUDA torch also pins its own triton, which then must stay.
@@ -75,8 +78,9 @@ make_environment() {
         say "making .venv (a few minutes the first time)"
         rm -rf "$entry" "$cache"/partial.*
         # Made under its final name, which its scripts will contain; the marker says that it is not finished.
-        "$python" -m venv "$venv"
+        mkdir "$venv"
         touch "$venv/.unfinished"
+        "$python" -m venv "$venv"
         install_packages
         link_environment "$venv" "$cache/partial.$$" "$venv" "$venv"
         rm "$cache/partial.$$/.unfinished"
@@ -102,18 +106,25 @@ install_project() {
 
 exec 9<requirements
 flock --nonblock 9 || { say "waiting for another setup in this checkout"; flock 9; }
-python=$(find_python)
+rm -rf "$venv.partial"
+if [[ -e $venv/.unfinished ]] || { [[ -e $venv ]] && ! "$venv/bin/python" -c '' 2>/dev/null; }; then
+    say "removing an unfinished .venv"
+    rm -rf "$venv"
+fi
+# An environment keeps the interpreter that it was made with.
+if [[ -d $venv ]]; then
+    python=$(real_python "$venv/bin/python")
+    wanted=$([[ -z ${PYTHON:-} ]] && echo "$python" || find_python)
+    [[ $wanted == "$python" ]] || die ".venv was made with $python; remove it to use $wanted"
+else
+    python=$(find_python)
+fi
 key=$({ cat requirements/torch.lock "${locks[@]}"; "$python" -VV; echo "$python"; } | sha256sum | cut -c1-16)
 # Python sources are live in an editable install; what is listed here is read at install time.
 [[ -f CMakeLists.txt && -d csrc ]] || die "CMakeLists.txt or csrc/ is missing: the checkout is incomplete"
 project=$({ echo "$root"; find pyproject.toml setup.py CMakeLists.txt csrc python/sglang_er/__init__.py -type f -print0 |
     sort -z | xargs -0 sha256sum; } | sha256sum | cut -c1-16)
 
-rm -rf "$venv.partial"
-if [[ -e $venv/.unfinished ]] || { [[ -e $venv ]] && ! "$venv/bin/python" -c '' 2>/dev/null; }; then
-    say "removing an unfinished .venv"
-    rm -rf "$venv"
-fi
 [[ -f $venv/.packages && $(<"$venv/.packages") == "$key $root" ]] || make_environment
 [[ -f $venv/.project && $(<"$venv/.project") == "$project" &&
     -f python/sglang_er/kernels/cpu/libsglang_er_cpu.so ]] || install_project
