@@ -26,7 +26,6 @@ from sglang_er import __version__
 
 COMMANDS = {
     "serve": "start an SGLang server that decodes by exact self-speculation",
-    "demo": "compare plain decode and speculation on a small real model",
     "make-model": "write a Hugging Face checkpoint of a chosen shape, without downloads",
 }
 
