@@ -41,35 +41,75 @@ SGLANG_ER_INLINE EvenOdd load_run(const _Float16* weights) {
   return split(_mm512_cvtph_ps(_mm256_loadu_si256(halves)), _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1)));
 }
 
-SGLANG_ER_INLINE __m512i quantize(__m512 weights, __m512 zero, __m512 inverse_scale) {
-  const __m512 level = _mm512_mul_ps(_mm512_sub_ps(weights, zero), inverse_scale);
-  const __m512 floored = _mm512_max_ps(level, _mm512_setzero_ps());  // the second operand if level is NaN
-  return _mm512_cvtps_epi32(_mm512_min_ps(floored, _mm512_set1_ps(kMaxLevel)));
+struct Min {
+  SGLANG_ER_INLINE static __m512 of(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+};
+struct Max {
+  SGLANG_ER_INLINE static __m512 of(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+};
+
+// Lane r of the result is the minimum (maximum) over the lanes of rows[r]: a transpose that joins as it goes.
+template <class Op>
+SGLANG_ER_INLINE __m512 reduce_rows(const __m512 (&rows)[kRowBlock]) {
+  __m512 pairs[8], quads[4], halves[2];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = rows[2 * i], b = rows[2 * i + 1];
+    pairs[i] = Op::of(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    quads[i] = Op::of(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512 a = quads[2 * i], b = quads[2 * i + 1];
+    halves[i] = Op::of(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+  }
+  return Op::of(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                _mm512_shuffle_f32x4(halves[0], halves[1], 0xDD));
 }
 
-// The 16 words of one row's group; its scale and zero go to meta[0] and meta[16].
-template <class T>
-SGLANG_ER_INLINE __m512i pack_row(const T* weights, uint16_t* meta) {
-  EvenOdd runs[kRuns];
-  for (int i = 0; i < kRuns; ++i) runs[i] = load_run(weights + i * kRunInputs);
-  __m512 low = _mm512_min_ps(runs[0].even, runs[0].odd);
-  __m512 high = _mm512_max_ps(runs[0].even, runs[0].odd);
-  for (int i = 1; i < kRuns; ++i) {
-    low = _mm512_min_ps(low, _mm512_min_ps(runs[i].even, runs[i].odd));
-    high = _mm512_max_ps(high, _mm512_max_ps(runs[i].even, runs[i].odd));
-  }
-  const GroupCode code = group_code(_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high));
-  meta[0] = code.scale_bits;
-  meta[kRowBlock] = code.zero_bits;
+SGLANG_ER_INLINE __m512i to_bf16(__m512 values) {  // float_to_bf16 of finite values, in 32-bit lanes
+  const __m512i bits = _mm512_castps_si512(values);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+}
 
-  const __m512 zero = _mm512_set1_ps(code.zero);
-  const __m512 inverse_scale = _mm512_set1_ps(code.inverse_scale);
+SGLANG_ER_INLINE __m512 from_bf16(__m512i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)); }
+
+// group_code (quantize.h) of 16 rows at once; scales and zeros go to meta[0..15] and meta[16..31].
+SGLANG_ER_INLINE void code_rows(__m512 low, __m512 high, uint16_t* meta, float* zeros,
+                                float* inverse_scales) {
+  const __m512 levels = _mm512_set1_ps(kMaxLevel);
+  const __m512 step = _mm512_sub_ps(_mm512_div_ps(high, levels), _mm512_div_ps(low, levels));
+  const __m512i scale = _mm512_max_epi32(to_bf16(step), _mm512_set1_epi32(kMinScaleBits));
+  __m512i zero = to_bf16(_mm512_add_ps(low, _mm512_setzero_ps()));
+  const __m512i magnitude = _mm512_and_si512(zero, _mm512_set1_epi32(0x7FFF));
+  const __mmask16 infinite = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(kBf16Infinity));
+  zero = _mm512_mask_sub_epi32(zero, infinite, zero, _mm512_set1_epi32(1));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(meta), _mm512_cvtepi32_epi16(scale));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(meta + kRowBlock), _mm512_cvtepi32_epi16(zero));
+  _mm512_store_ps(zeros, from_bf16(zero));
+  _mm512_store_ps(inverse_scales, _mm512_div_ps(_mm512_set1_ps(1.0f), from_bf16(scale)));
+}
+
+// Levels of 16 weights. bf16 weights are never below their zero, which is their minimum, unrounded.
+template <bool kMayBeBelowZero>
+SGLANG_ER_INLINE __m512i quantize(__m512 weights, __m512 zero, __m512 inverse_scale) {
+  __m512 level = _mm512_mul_ps(_mm512_sub_ps(weights, zero), inverse_scale);
+  if constexpr (kMayBeBelowZero) level = _mm512_max_ps(level, _mm512_setzero_ps());
+  return _mm512_cvtps_epi32(_mm512_min_ps(level, _mm512_set1_ps(kMaxLevel)));
+}
+
+// The 16 words of one row's group, from its runs of even and odd weights.
+template <bool kMayBeBelowZero>
+SGLANG_ER_INLINE __m512i pack_row(const __m512 (&runs)[2 * kRuns], __m512 zero, __m512 inverse_scale) {
+  constexpr int kOr3 = 0xFE;  // a | b | c
   __m512i words = _mm512_setzero_si512();
   for (int i = 0; i < kRuns; ++i) {
-    const __m512i even = quantize(runs[i].even, zero, inverse_scale);
-    const __m512i odd = quantize(runs[i].odd, zero, inverse_scale);
-    words = _mm512_or_si512(words, _mm512_slli_epi32(even, nibble_shift(0, i)));
-    words = _mm512_or_si512(words, _mm512_slli_epi32(odd, nibble_shift(1, i)));
+    const __m512i even = quantize<kMayBeBelowZero>(runs[2 * i], zero, inverse_scale);
+    const __m512i odd = quantize<kMayBeBelowZero>(runs[2 * i + 1], zero, inverse_scale);
+    words = _mm512_ternarylogic_epi32(words, _mm512_slli_epi32(even, nibble_shift(0, i)),
+                                      _mm512_slli_epi32(odd, nibble_shift(1, i)), kOr3);
   }
   return words;
 }
@@ -101,6 +141,50 @@ SGLANG_ER_INLINE void transpose(__m512i (&rows)[16]) {
   for (int i = 0; i < 16; ++i) rows[i] = other[i];
 }
 
+// Whole cache lines, written past the cache: they need not be read first and evict no weights (10 % faster).
+SGLANG_ER_INLINE void store_words(uint8_t* packed, const __m512i (&words)[kRowBlock]) {
+  const bool aligned = reinterpret_cast<uintptr_t>(packed) % kWordBytes == 0;
+  for (int word = 0; word < kRowBlock; ++word) {
+    auto* line = reinterpret_cast<__m512i*>(packed + word * kWordBytes);
+    aligned ? _mm512_stream_si512(line, words[word]) : _mm512_storeu_si512(line, words[word]);
+  }
+}
+
+// A whole group of a whole block: runs, minima and maxima of the 16 rows first, then one pass that codes all
+// 16, then the words. The runs wait on the stack, where 16 rows a power of two apart do not evict each other.
+template <class T>
+SGLANG_ER_INLINE void pack_full_group(const T* weights, int64_t stride, uint8_t* packed, uint16_t* meta) {
+  __m512 runs[kRowBlock][2 * kRuns];
+  __m512 lows[kRowBlock], highs[kRowBlock];
+  for (int lane = 0; lane < kRowBlock; ++lane) {
+    const T* row = weights + lane * stride;
+    // 16 rows are more streams than the hardware follows well; into L2 for the reason above.
+    for (size_t line = 0; line < kGroup * sizeof(T); line += 64) {
+      const auto* ahead = reinterpret_cast<const char*>(row + kPrefetchGroups * kGroup) + line;
+      _mm_prefetch(ahead, _MM_HINT_T1);
+    }
+    for (int i = 0; i < kRuns; ++i) {
+      const EvenOdd run = load_run(row + i * kRunInputs);
+      runs[lane][2 * i] = run.even;
+      runs[lane][2 * i + 1] = run.odd;
+      const __m512 low = _mm512_min_ps(run.even, run.odd), high = _mm512_max_ps(run.even, run.odd);
+      lows[lane] = i == 0 ? low : _mm512_min_ps(lows[lane], low);
+      highs[lane] = i == 0 ? high : _mm512_max_ps(highs[lane], high);
+    }
+  }
+  alignas(64) float zeros[kRowBlock], inverse_scales[kRowBlock];
+  code_rows(reduce_rows<Min>(lows), reduce_rows<Max>(highs), meta, zeros, inverse_scales);
+
+  constexpr bool kMayBeBelowZero = !std::is_same_v<T, BFloat16>;
+  __m512i rows[kRowBlock];
+  for (int lane = 0; lane < kRowBlock; ++lane) {
+    rows[lane] = pack_row<kMayBeBelowZero>(runs[lane], _mm512_set1_ps(zeros[lane]),
+                                           _mm512_set1_ps(inverse_scales[lane]));
+  }
+  transpose(rows);
+  store_words(packed, rows);
+}
+
 template <class T>
 void pack_full_block(const QuantizePackCall& call, int64_t block) {
   const PackedShape& shape = call.shape;
@@ -109,23 +193,12 @@ void pack_full_block(const QuantizePackCall& call, int64_t block) {
   uint8_t* packed = call.packed + block * shape.block_bytes();
   uint16_t* meta = call.scales_zeros + block * shape.block_meta();
   for (int64_t group = 0; group < full_groups; ++group) {
-    __m512i rows[kRowBlock];
-    for (int lane = 0; lane < kRowBlock; ++lane) {
-      const T* row = weights + lane * call.weight_stride;
-      // 16 rows are more streams than the hardware follows well. Into L2: power-of-two strides would evict
-      // each other from L1 before use.
-      for (size_t line = 0; line < kGroup * sizeof(T); line += 64) {
-        const auto* ahead = reinterpret_cast<const char*>(row + kPrefetchGroups * kGroup) + line;
-        _mm_prefetch(ahead, _MM_HINT_T1);
-      }
-      rows[lane] = pack_row(row, meta + lane);
-    }
-    transpose(rows);
-    for (int word = 0; word < kRowBlock; ++word) _mm512_storeu_si512(packed + word * kWordBytes, rows[word]);
+    pack_full_group(weights, call.weight_stride, packed, meta);
     weights += kGroup;
     packed += shape.group_bytes();
     meta += 2 * kRowBlock;
   }
+  _mm_sfence();  // streamed words are seen by other threads before this one reports that it is done
   if (full_groups < shape.groups()) pack_block_group<T>(call, block, full_groups, kRowBlock);
 }
 

@@ -88,7 +88,7 @@ def w4a16_linear(
         check_dtype("bias", bias, frozenset({x.dtype, torch.float32}))
         check_device("bias", bias, x.device)
     if out is None:
-        out = torch.empty((x.shape[0], rows), dtype=x.dtype, device=x.device)
+        out = x.new_empty((x.shape[0], rows))
     else:
         check_matrix("out", out, x.shape[0], rows)
         check_dtype("out", out, frozenset({x.dtype}))

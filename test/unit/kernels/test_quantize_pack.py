@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -157,6 +159,16 @@ def test_threads_do_not_change_the_result(isa, generator):
         torch.set_num_threads(before)
     assert_bitwise(results[0], results[1])
     assert_bitwise(results[0], results[2])
+
+
+def test_unaligned_buffers(isa, generator):
+    """Streaming stores need 64-byte alignment; buffers cut from an arena may not have it."""
+    weight = torch.randn(32, 256, generator=generator).bfloat16()
+    expected = quantize_pack(weight)
+    arena = torch.zeros(expected.packed.numel() + 8, dtype=torch.uint8)
+    packed = arena[8:].view(expected.packed.shape)
+    assert packed.data_ptr() % 64
+    assert_bitwise(quantize_pack(weight, out=dataclasses.replace(expected, packed=packed)), expected)
 
 
 def test_parameter_and_inference_mode(generator):
