@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+# At module level: FastAPI resolves the endpoints' annotations in this namespace.
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from sglang.srt.managers.io_struct import SetInternalStateReq
+from sglang.srt.utils.auth import AuthLevel, auth_level
+
+from sglang_er.engine.hooks import COMMAND_PREFIX
+
 
 def add_routes(http_server: Any) -> None:
     """`http_server` is the imported module sglang.srt.entrypoints.http_server; adding twice does nothing."""
-    from fastapi import Request
-    from fastapi.responses import JSONResponse
-    from sglang.srt.managers.io_struct import SetInternalStateReq
-    from sglang.srt.utils.auth import AuthLevel, auth_level
-
-    from sglang_er.engine.hooks import COMMAND_PREFIX
-
     app = http_server.app
     if any(getattr(route, "path", None) == "/er/state" for route in app.routes):
         return

@@ -1,0 +1,115 @@
+"""Fixtures for the whole suite. Real servers are shared: each is started at most once per session.
+
+The six servers are a pairwise cover of the start-time options (docs/development.md has the table).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support.server import Server, running_server
+
+CONTEXT_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """How a shared server is started: `arch` and `seed` of its flat model, flags, environment."""
+
+    arch: str = "qwen3"
+    seed: int = 0
+    flags: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+
+
+_COMMON = ("--dtype", "float32", "--context-length", str(CONTEXT_LENGTH), "--random-seed", "1", "--er-cpu-threads", "1")
+
+SERVERS = {
+    # The fair baseline: no speculation; seeds honoured, so it is the reference of the seeded tests too.
+    "plain": ServerSpec(flags=("--plain", "--enable-deterministic-inference", "--max-total-tokens", "16384")),
+    # Overlap, page size 1, chunked prefill; starts on other weights (seed 1): tests update it to seed 0 first.
+    "spec": ServerSpec(
+        seed=1,
+        flags=("--chunked-prefill-size", "64", "--max-total-tokens", "16384", "--enable-custom-logit-processor"),
+        env={"SGLANG_ER_TEST_HOOK": "support.mutants:install", "PYTHONPATH": str(Path(__file__).parent)},
+    ),
+    # Deterministic inference: per-request seeds.
+    "seeded": ServerSpec(flags=("--enable-deterministic-inference", "--max-total-tokens", "16384")),
+    # Page size 16, no overlap, a pool so small that decoding requests are retracted.
+    "paged": ServerSpec(
+        arch="llama",
+        flags=(
+            *("--page-size", "16", "--disable-overlap-schedule", "--max-total-tokens", "2048"),
+            *("--chunked-prefill-size", "64"),
+        ),
+        env={"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "20"},
+    ),
+    # Experts stay exact in the twin; overlap with retraction.
+    "moe": ServerSpec(
+        arch="qwen3_moe",
+        flags=("--max-total-tokens", "4096"),
+        env={"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "20"},
+    ),
+    # Two engines behind one port, page size 16, no radix cache.
+    "dp": ServerSpec(
+        arch="mistral",
+        flags=("--dp-size", "2", "--page-size", "16", "--max-total-tokens", "8192", "--disable-radix-cache"),
+    ),
+    # Only in the full matrix.
+    "qwen2": ServerSpec(arch="qwen2", flags=("--disable-overlap-schedule", "--max-total-tokens", "8192")),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the whole matrix (make test-full)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        chosen = [item for item in items if item.get_closest_marker("full") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+@pytest.fixture(scope="session")
+def flat_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """flat_model(arch, seed) -> checkpoint directory of a small random fp32 model, made once per session."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def get(arch: str = "qwen3", seed: int = 0) -> Path:
+        if (arch, seed) not in made:
+            from sglang_er.models.make import make_model
+
+            made[arch, seed] = tmp_path_factory.mktemp(f"flat-{arch}-{seed}") / "model"
+            make_model("flat", arch, made[arch, seed], dtype="float32", seed=seed)
+        return made[arch, seed]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def server(
+    flat_model: Callable[[str, int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Server]]:
+    """server(name) -> the shared server of that name (see SERVERS), started at first use."""
+    started: dict[str, Server] = {}
+    with ExitStack() as stack:
+
+        def get(name: str) -> Server:
+            if name not in started:
+                spec = SERVERS[name]
+                log = tmp_path_factory.mktemp("logs") / f"{name}.log"
+                model = flat_model(spec.arch, spec.seed)
+                context = running_server(model, log, *_COMMON, *spec.flags, env=spec.env)
+                started[name] = stack.enter_context(context)
+            return started[name]
+
+        yield get

@@ -1,0 +1,168 @@
+"""A real `sglang-er serve` process for tests: start, wait until healthy, talk to it, stop it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+START_TIMEOUT_S = 300.0
+REQUEST_TIMEOUT_S = 600.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A running server. All methods raise AssertionError with the server's reply if it refuses."""
+
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def request(self, method: str, path: str, **kwargs: Any) -> requests.Response:
+        return requests.request(method, self.url + path, timeout=REQUEST_TIMEOUT_S, **kwargs)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        reply = self.request("POST", path, json={} if body is None else body)
+        assert reply.status_code == 200, f"POST {path}: {reply.status_code} {reply.text[:500]}"
+        return reply.json() if reply.content else None
+
+    def get(self, path: str) -> Any:
+        reply = self.request("GET", path)
+        assert reply.status_code == 200, f"GET {path}: {reply.status_code} {reply.text[:500]}"
+        return reply.json()
+
+    def generate(
+        self, prompt: str | Sequence[int], sampling: Mapping[str, Any] | None = None, **fields: Any
+    ) -> dict[str, Any]:
+        """POST /generate for one prompt (text or token ids); `fields` are top-level request fields."""
+        key = "text" if isinstance(prompt, str) else "input_ids"
+        value = prompt if isinstance(prompt, str) else list(prompt)
+        reply: dict[str, Any] = self.post("/generate", {key: value, "sampling_params": dict(sampling or {}), **fields})
+        return reply
+
+    def generate_all(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        concurrency: int,
+        **fields: Any,
+    ) -> list[dict[str, Any]]:
+        """One request per prompt, `concurrency` at a time, replies in prompt order."""
+        per_prompt = [sampling] * len(prompts) if isinstance(sampling, Mapping) else list(sampling)
+        with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
+            futures = [pool.submit(self.generate, p, s, **fields) for p, s in zip(prompts, per_prompt, strict=True)]
+            return [future.result() for future in futures]
+
+    def state(self) -> dict[str, Any]:
+        """GET /er/state of the first engine."""
+        engine: dict[str, Any] = self.get("/er/state")["engines"][0]
+        return engine
+
+    def set_policy(self, **changes: Any) -> None:
+        """Switch the policy; waits for the server to become idle (the last reply may precede its bookkeeping)."""
+        deadline = time.monotonic() + 30
+        while True:
+            reply = self.request("POST", "/er/policy", json=changes)
+            if reply.status_code != 409 or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        assert reply.status_code == 200, f"/er/policy {changes}: {reply.status_code} {reply.text[:500]}"
+
+    def fixed(self, gamma: int) -> None:
+        self.set_policy(policy="fixed", gamma=gamma)
+
+    def cycle(self, schedule: Sequence[int] = (0, 3, 1, 7, 5, 2)) -> None:
+        """A draft length that changes every step, plain decode included."""
+        self.set_policy(policy="cycle", gamma_schedule=list(schedule))
+
+    def flush_cache(self) -> None:
+        deadline = time.monotonic() + 30
+        while (reply := self.request("POST", "/flush_cache")).status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert reply.status_code == 200, reply.text
+
+    def alive(self) -> bool:
+        return self.process.poll() is None and self.request("GET", "/health").status_code == 200
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def log_tail(self, lines: int = 60) -> str:
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+
+def serve_command(model: Path, port: int, *flags: str) -> list[str]:
+    return [
+        str(Path(sys.executable).parent / "sglang-er"),
+        *("serve", "--model-path", str(model), "--host", "127.0.0.1", "--port", str(port)),
+        *flags,
+    ]
+
+
+@contextmanager
+def running_server(
+    model: Path, log: Path, *flags: str, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None
+) -> Iterator[Server]:
+    """Start `sglang-er serve` (or `command`) on a free port and stop the whole process group at the end."""
+    port = free_port()
+    arguments = serve_command(model, port, *flags) if command is None else [*command, "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            arguments,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", log, process)
+    try:
+        _wait_until_healthy(server)
+        yield server
+    finally:
+        _stop(process)
+
+
+def _wait_until_healthy(server: Server) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server ended with {server.process.returncode}:\n{server.log_tail()}")
+        try:
+            if requests.get(server.url + "/health_generate", timeout=30).status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"the server was not healthy after {START_TIMEOUT_S:.0f} s:\n{server.log_tail()}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            continue
+        if sent == signal.SIGTERM:
+            # The leader is gone; whatever it left behind goes with the group.
+            continue
