@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sglang_er.compat import torchvision_shim
-from sglang_er.models import task, tiny, tokenizer
+from sglang_er.models import alpha, reference, task, tiny, tokenizer
 
 #: Longest response and largest problem in training. Longer ones cost much; beyond, the models fail most.
 MAX_TRAIN_TOKENS = 900
@@ -37,12 +37,12 @@ def operand_count(rng: random.Random, largest: int) -> int:
 def batches(rng: random.Random, tokens: int, progress: list[float]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (input ids, labels) batches [rows, length] of about `tokens` tokens, rows of like length together.
 
-    Labels are -100 on the prompt and the padding. `progress[0]` in 0..1 raises the largest problem.
+    Labels are -100 on the prompt and the padding. `progress[1]` in 0..1 raises the largest problem.
     """
     encoder = tokenizer.build_tokenizer()
     pad = tokenizer.special_ids()["pad"]
     while True:
-        largest = min(MAX_TRAIN_OPERANDS, 4 + int(2.2 * MAX_TRAIN_OPERANDS * progress[0]))
+        largest = min(MAX_TRAIN_OPERANDS, 4 + int(2.2 * MAX_TRAIN_OPERANDS * progress[1]))
         texts = []
         for _ in range(512):
             prompt = task.make_prompt(rng, operand_count(rng, largest), "train")
@@ -77,6 +77,29 @@ def freeze_constant(model: torch.nn.Module) -> None:
                 parameter[:, 0] = 1.0
 
 
+def start_from(model: torch.nn.Module, path: Path) -> None:
+    """Load trained weights. Where `model` has no QK norm and they do, the norm becomes a constant scale of q and k.
+
+    The scale is the norm's gain over the root mean square that q or k has on task text, for each head: the function is
+    nearly kept, and a short training does the rest.
+    """
+    weights = {name: value.float() for name, value in load_file(path).items()}
+    if not any("q_norm" in name for name, _ in model.named_parameters()):
+        small = alpha.SmallStreams(weights, alpha.text_batch()[0])
+        for layer in range(tiny.TINY.layers):
+            prefix = f"model.layers.{layer}."
+            normed = reference.rms_norm(
+                small.streams[layer], weights[f"{prefix}input_layernorm.weight"], tiny.TINY.eps
+            ).flatten(0, 1)
+            for kind in ("q", "k"):
+                projection = f"{prefix}self_attn.{kind}_proj.weight"
+                gain = weights.pop(f"{prefix}self_attn.{kind}_norm.weight")
+                heads = (normed @ weights[projection].T).unflatten(-1, (-1, tiny.TINY.head_dim))
+                size = heads.square().mean(-1).sqrt().mean(0)
+                weights[projection] *= (gain[None, :] / size[:, None]).flatten()[:, None]
+    model.load_state_dict(weights)
+
+
 def train(args: argparse.Namespace) -> torch.nn.Module:
     torchvision_shim.install()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -92,18 +115,22 @@ def train(args: argparse.Namespace) -> torch.nn.Module:
                 parameter.normal_(
                     0.0, fan_in**-0.5 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
                 )
+    if args.start_from:
+        with torch.no_grad():
+            start_from(model, args.start_from)
     freeze_constant(model)
     decayed = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    progress = [0.0]
+    progress = [0.0, 0.0]
     source = batches(random.Random(args.seed), args.batch_tokens, progress)
     started, seen = time.monotonic(), 0
     for step in range(args.steps):
         progress[0] = step / args.steps
+        progress[1] = 1.0 if args.start_from else progress[0]
         warm = min(1.0, (step + 1) / 50)
-        rate = args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress[0])))
+        rate = args.lr * warm * (args.last_rate + (1 - args.last_rate) * 0.5 * (1 + math.cos(math.pi * progress[0])))
         for group in optimizer.param_groups:
             group["lr"] = rate
         ids, labels = next(source)
@@ -133,6 +160,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-tokens", type=int, default=2560)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--last-rate", type=float, default=0.02, help="learning rate at the end, as a share of --lr")
+    parser.add_argument("--start-from", type=Path, default=None, help="trained weights to go on from, of either family")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=25)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=False, help="bf16 matrix products")

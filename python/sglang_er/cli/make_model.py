@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="acceptance of a W4 draft at temperature 1, big shapes only (default .95: its noise level is stored; for "
         "another value it is searched, which takes minutes)",
     )
+    parser.add_argument(
+        "--kappa", type=float, metavar="K", help="the noise level itself, 0..2, in place of a target alpha"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights; the trained ones do not change")
 
@@ -33,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint; 0, or 2 with one line on stderr where that cannot be done."""
     try:
-        card = make_model(args.shape, args.arch, args.out, args.target_alpha, args.dtype, args.seed)
+        card = make_model(args.shape, args.arch, args.out, args.target_alpha, args.dtype, args.seed, args.kappa)
     except (ValueError, OSError) as error:
         print(f"sglang-er make-model: {error}", file=sys.stderr)
         return 2
-    alpha = "" if card.alpha is None else f", alpha {card.alpha:.3f} at kappa {card.kappa:.3f}"
-    print(f"{card.arch} {card.shape}: {card.parameters:,} weights{alpha}")
+    kappa = "" if card.kappa is None else f", kappa {card.kappa:.3f}"
+    alpha = "" if card.alpha is None else f", alpha {card.alpha:.3f}"
+    print(f"{card.arch} {card.shape}: {card.parameters:,} weights{kappa}{alpha}")
     return 0

@@ -8,6 +8,7 @@ does. Activations are fp32.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.004
 MAX_KAPPA = 2.0
+FIRST_KAPPA = 0.7
+MAX_TRIES = 20
 _TEXT_SEED = 20260
 
 
-def text_batch(rows: int = 12, length: int = 128, seed: int = _TEXT_SEED) -> tuple[torch.Tensor, torch.Tensor]:
+def text_batch(rows: int = 12, length: int = 136, seed: int = _TEXT_SEED) -> tuple[torch.Tensor, torch.Tensor]:
     """Task text (token ids [rows, length], mask of the positions whose next token is the response's)."""
     import torch
 
@@ -33,7 +36,7 @@ def text_batch(rows: int = 12, length: int = 128, seed: int = _TEXT_SEED) -> tup
     ids, kept = torch.zeros(rows, length, dtype=torch.long), torch.zeros(rows, length, dtype=torch.bool)
     row = 0
     while row < rows:
-        prompt = task.make_prompt(rng, rng.randint(3, 7), "measure")
+        prompt = task.make_prompt(rng, rng.randint(5, 6), "measure")
         head = encoder.encode(tokenizer.chat_text(prompt.prompt)).ids
         whole = head + encoder.encode(task.write_response(rng, prompt.prompt) + tokenizer.EOS).ids
         if len(whole) <= length:
@@ -109,23 +112,37 @@ def measure(model: Expansion, ids: torch.Tensor, kept: torch.Tensor, shared_kv: 
 def find_kappa(
     alpha_of: Callable[[float], float], target: float, progress: Callable[[str], None] = lambda line: None
 ) -> tuple[float, float]:
-    """The kappa in 0..2 whose alpha is within 0.004 of `target`, and that alpha, by bisection.
+    """The kappa in 0..2 whose alpha is within 0.004 of `target`, and that alpha.
 
-    alpha falls as kappa grows. Raises ValueError if `target` is above what kappa = 0 gives.
+    Bisection, sped up by interpolating log(1 - alpha), which is smoother than alpha. alpha falls as kappa grows.
+    Raises ValueError for a `target` above what kappa = 0 gives or that no kappa meets.
     """
-    low, high = 0.0, MAX_KAPPA
-    at_zero = alpha_of(0.0)
-    progress(f"kappa 0: alpha {at_zero:.4f}")
+
+    def attempt(kappa: float) -> float:
+        alpha = alpha_of(kappa)
+        progress(f"kappa {kappa:.4f}: alpha {alpha:.4f}")
+        return alpha
+
+    def loss(alpha: float) -> float:
+        return math.log(max(1.0 - alpha, 1e-6))
+
+    at_zero = attempt(0.0)
     if target > at_zero + TOLERANCE:
         raise ValueError(f"target alpha {target} cannot be reached: without added noise it is {at_zero:.4f}")
     if abs(at_zero - target) <= TOLERANCE:
         return 0.0, at_zero
-    kappa, alpha = 0.0, at_zero
-    for _ in range(14):
-        kappa = (low + high) / 2
-        alpha = alpha_of(kappa)
-        progress(f"kappa {kappa:.4f}: alpha {alpha:.4f}")
+    low, high = (0.0, loss(at_zero)), (MAX_KAPPA, loss(0.0))
+    kappa = FIRST_KAPPA
+    for _ in range(MAX_TRIES):
+        alpha = attempt(kappa)
         if abs(alpha - target) <= TOLERANCE:
-            break
-        low, high = (kappa, high) if alpha > target else (low, kappa)
-    return kappa, alpha
+            return kappa, alpha
+        # A draft that diverges gives no number: that is too much noise.
+        low, high = (
+            ((kappa, loss(alpha)), high)
+            if alpha > target
+            else (low, (kappa, loss(0.0 if math.isnan(alpha) else alpha)))
+        )
+        share = (loss(target) - low[1]) / max(high[1] - low[1], 1e-9)
+        kappa = low[0] + (high[0] - low[0]) * min(max(share, 0.15), 0.85)
+    raise ValueError(f"target alpha {target} cannot be met: kappa {kappa:.4f} gives {alpha:.4f}")

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral", "qwen3_moe")
 STD = 0.05
-BIAS_STD = 0.2
+BIAS_STD = 0.05
 EXPERTS, EXPERTS_PER_TOKEN, EXPERT_MLP = 8, 2, 128
-FLAT = Shape(hidden=256, layers=3, query_heads=4, kv_heads=2, head_dim=64, mlp=320, vocab=tokenizer.VOCAB_SIZE)
+FLAT = Shape(hidden=256, layers=4, query_heads=4, kv_heads=2, head_dim=64, mlp=320, vocab=tokenizer.VOCAB_SIZE)
 
 
 def config(arch: str, dtype: str) -> dict[str, Any]:

@@ -33,10 +33,15 @@ def known_kappa(arch: str, shape: str, target_alpha: float, seed: int) -> dict[s
     return None
 
 
-def _check_target(shape: str, target_alpha: float | None) -> float | None:
-    if shape not in sizes.BIG_SHAPES:
-        if target_alpha is not None:
-            raise ValueError(f"--target-alpha applies to {', '.join(sizes.BIG_SHAPES)}, not to --shape {shape}")
+def _check_target(shape: str, target_alpha: float | None, kappa: float | None) -> float | None:
+    for name, value in (("--target-alpha", target_alpha), ("--kappa", kappa)):
+        if value is not None and shape not in sizes.BIG_SHAPES:
+            raise ValueError(f"{name} applies to {', '.join(sizes.BIG_SHAPES)}, not to --shape {shape}")
+    if target_alpha is not None and kappa is not None:
+        raise ValueError("--target-alpha and --kappa exclude each other")
+    if kappa is not None and not 0.0 <= kappa <= 2.0:
+        raise ValueError(f"--kappa must be in 0..2, got {kappa}")
+    if kappa is not None or shape not in sizes.BIG_SHAPES:
         return None
     target = DEFAULT_ALPHA if target_alpha is None else target_alpha
     if not 0.5 <= target < 1.0:
@@ -51,6 +56,7 @@ def make_model(
     target_alpha: float | None = None,
     dtype: str = "bfloat16",
     seed: int = 0,
+    kappa: float | None = None,
     progress: Callable[[str], None] = print,
 ) -> ModelCard:
     """Write a checkpoint into the new or empty directory `out` and return its card.
@@ -65,7 +71,7 @@ def make_model(
     known = flat.ARCHITECTURES if shape == "flat" else tiny.ARCHITECTURES
     if arch not in known:
         raise ValueError(f"--shape {shape} has no architecture {arch!r}: choose one of {', '.join(known)}")
-    target = _check_target(shape, target_alpha)
+    target = _check_target(shape, target_alpha, kappa)
     if shape in sizes.BIG_SHAPES:
         sizes.public_size(arch, shape)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -79,8 +85,7 @@ def make_model(
     elif shape == "tiny":
         config, tensors, card = _tiny(arch, kind, dtype, seed)
     else:
-        assert target is not None
-        config, tensors, card = _big(shape, arch, target, kind, dtype, seed, progress)
+        config, tensors, card = _big(shape, arch, target, kappa, kind, dtype, seed, progress)
 
     from sglang_er.models import checkpoint
 
@@ -135,28 +140,48 @@ def _tiny(arch: str, kind: torch.dtype, dtype: str, seed: int) -> Parts:
 
 
 def _big(
-    shape: str, arch: str, target: float, kind: torch.dtype, dtype: str, seed: int, progress: Callable[[str], None]
+    shape: str,
+    arch: str,
+    target: float | None,
+    kappa: float | None,
+    kind: torch.dtype,
+    dtype: str,
+    seed: int,
+    progress: Callable[[str], None],
 ) -> Parts:
     from sglang_er.models.expand import Expansion
 
     size = sizes.public_size(arch, shape)
-    found = known_kappa(arch, shape, target, seed)
-    source = "measured when the project was built, docs/models.md"
-    if found is None:
-        from sglang_er.models import alpha
-
-        progress(
-            f"searching the kappa for alpha {target}; each try is a forward pass of all {size.shape.layers} layers"
-        )
-        batch = alpha.text_batch()
-        kappa, reached = alpha.find_kappa(
-            lambda kappa: alpha.measure(Expansion(arch, size.shape, kappa, seed), *batch), target, progress
-        )
-        found, source = {"kappa": kappa, "alpha": reached}, "measured when this checkpoint was made"
-    model = Expansion(arch, size.shape, found["kappa"], seed)
+    reached, source = None, "not measured: kappa was given"
+    if target is not None:
+        kappa, reached, source = _kappa_for(shape, arch, target, seed, progress)
+    assert kappa is not None  # _check_target gives a target where there is no kappa
+    model = Expansion(arch, size.shape, kappa, seed)
     card = _card(
         shape, arch, size.name, model.shape, dtype, seed,
         function=f"The layer sizes of {size.name}, the function of the small trained model. {_TASK}",
-        target_alpha=target, alpha_source=source, **found,
+        target_alpha=target, alpha=reached, alpha_source=source, kappa=kappa,
     )  # fmt: skip
     return tiny.hf_config(arch, model.shape, dtype), model.tensors(kind), card
+
+
+def _kappa_for(
+    shape: str, arch: str, target: float, seed: int, progress: Callable[[str], None]
+) -> tuple[float, float, str]:
+    """kappa, the alpha that it gives, and where that was measured: the committed table, or here and now."""
+    found = known_kappa(arch, shape, target, seed)
+    if found is not None:
+        return found["kappa"], found["alpha"], "measured when the project was built, docs/models.md"
+    import torch
+
+    from sglang_er.models import alpha
+    from sglang_er.models.expand import Expansion
+
+    size = sizes.public_size(arch, shape).shape
+    progress(f"searching the kappa for alpha {target}: each try makes and runs all {size.layers} layers")
+    batch = alpha.text_batch()
+    with torch.inference_mode():
+        kappa, reached = alpha.find_kappa(
+            lambda kappa: alpha.measure(Expansion(arch, size, kappa, seed), *batch), target, progress
+        )
+    return kappa, reached, "measured when this checkpoint was made"
