@@ -2,7 +2,8 @@
 
 Weights rotate through more memory than the last-level cache holds, so that every call reads them from memory as a
 decode step does; they are random, because constant data is cached and compressed differently. Every figure is the
-median over repeats in which the candidates take turns: what disturbs the machine disturbs all of them.
+median over repeats in which the candidates take turns: what disturbs the machine disturbs all of them. On a machine
+that is busy all the time, `--threads 1 --clock cpu` counts the processor time of one thread instead.
 
     python scripts/bench_kernels.py                      # the table of docs/kernels.md
     python scripts/bench_kernels.py --shape 896x4864 --batches 1,8 --isas avx512,avx2 --json out.json
@@ -17,6 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,16 +49,17 @@ def rotate(runs: list[Run]) -> Run:
     return lambda: runs[next(state) % len(runs)]()
 
 
-def interleaved(candidates: dict[str, Run], repeats: int, calls: int) -> dict[str, float]:
+def interleaved(candidates: dict[str, Run], args: argparse.Namespace, calls: int) -> dict[str, float]:
     """Median seconds per call; the candidates take turns, each turn is ``calls`` calls."""
+    clock = time.thread_time if args.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for repeat in range(repeats + 1):
+    for repeat in range(args.repeats + 1):
         for name, run in candidates.items():
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(calls):
                 run()
             if repeat > 0:  # the first turn warms up
-                times[name].append((time.perf_counter() - begin) / calls)
+                times[name].append((clock() - begin) / calls)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -76,13 +79,13 @@ def linear_candidates(rows: int, cols: int, batch: int, footprint: int, isas: li
     aten = [(aten_packed.clone(), scale_zero.clone()) for _ in range(packed_copies)]
 
     candidates: dict[str, Run] = {
-        "F.linear bf16": rotate([lambda w=w: functional.linear(x, w) for w in weights]),
+        "F.linear bf16": rotate([partial(functional.linear, x, w) for w in weights]),
         "aten int4pack": rotate(
-            [lambda w=w, s=s: torch.ops.aten._weight_int4pack_mm_for_cpu(x, w, GROUP_SIZE, s) for w, s in aten]
+            [partial(torch.ops.aten._weight_int4pack_mm_for_cpu, x, w, GROUP_SIZE, s) for w, s in aten]
         ),
     }
     for isa in isas:
-        run = rotate([lambda w=w: kernels.w4a16_linear(x, w) for w in ours])
+        run = rotate([partial(kernels.w4a16_linear, x, w) for w in ours])
 
         def on_isa(run: Run = run, isa: str = isa) -> object:
             kernels.set_isa(isa)
@@ -103,7 +106,7 @@ def bench_linear(args: argparse.Namespace, shape: tuple[int, int]) -> list[dict[
     results: list[dict[str, object]] = []
     for batch in args.batches:
         candidates = linear_candidates(rows, cols, batch, args.footprint << 20, args.isas)
-        medians = interleaved(candidates, args.repeats, args.calls)
+        medians = interleaved(candidates, args, args.calls)
         results.append({"n": rows, "k": cols, "m": batch, "seconds": medians})
         cells = "  ".join(f"{name} {seconds * 1e6:8.0f}" for name, seconds in medians.items())
         print(f"{rows:6d}x{cols:<6d} M={batch:<3d} us: {cells}", flush=True)
@@ -111,7 +114,7 @@ def bench_linear(args: argparse.Namespace, shape: tuple[int, int]) -> list[dict[
 
 
 def bench_quantize(args: argparse.Namespace, shape: tuple[int, int]) -> dict[str, object]:
-    """Requantizing in place, and copying and reading as much memory."""
+    """Requantizing in place, and copying as much memory."""
     rows, cols = shape
     copies = max(2, (args.footprint << 20) // (rows * cols * 2))
     generator = torch.Generator().manual_seed(1)
@@ -120,12 +123,11 @@ def bench_quantize(args: argparse.Namespace, shape: tuple[int, int]) -> dict[str
     outs = [kernels.quantize_pack(weight, GROUP_SIZE) for _ in range(copies)]
     target = [torch.empty_like(weight) for _ in range(copies)]
     candidates = {
-        "quantize_pack": rotate([lambda w=w, o=o: kernels.quantize_pack(w, out=o) for w, o in zip(weights, outs)]),
-        "copy": rotate([lambda w=w, t=t: t.copy_(w) for w, t in zip(weights, target)]),
-        "sum": rotate([lambda w=w: w.view(torch.int32).sum() for w in weights]),
+        "quantize_pack": rotate([partial(kernels.quantize_pack, w, out=o) for w, o in zip(weights, outs)]),
+        "copy": rotate([partial(t.copy_, w) for w, t in zip(weights, target)]),
     }
-    medians = interleaved(candidates, args.repeats, args.calls)
-    moved = {"quantize_pack": weight.nbytes + outs[0].nbytes, "copy": 2 * weight.nbytes, "sum": weight.nbytes}
+    medians = interleaved(candidates, args, args.calls)
+    moved = {"quantize_pack": weight.nbytes + outs[0].nbytes, "copy": 2 * weight.nbytes}
     rates = {name: moved[name] / seconds / 1e9 for name, seconds in medians.items()}
     cells = "  ".join(f"{name} {medians[name] * 1e6:8.0f} us {rates[name]:5.1f} GB/s" for name in medians)
     print(f"{rows:6d}x{cols:<6d} {cells}  share of copy {rates['quantize_pack'] / rates['copy']:.2f}", flush=True)
@@ -143,7 +145,7 @@ def bench_overhead(args: argparse.Namespace) -> dict[str, float]:
         "w4a16_linear, out given": lambda: kernels.w4a16_linear(x, weight, out=out),
         "F.linear": lambda: functional.linear(x, plain),
     }
-    medians = interleaved(candidates, args.repeats, 2000)
+    medians = interleaved(candidates, args, 2000)
     print("call overhead us: " + "  ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in medians.items()))
     return medians
 
@@ -160,15 +162,20 @@ def main() -> None:
         "--batches", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16]
     )
     parser.add_argument("--isas", type=lambda text: text.split(","), default=None, help="default: the active one")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--calls", type=int, default=10, help="calls a turn")
-    parser.add_argument("--footprint", type=int, default=600, help="MiB of weights that every candidate rotates over")
+    parser.add_argument("--footprint", type=int, default=400, help="MiB of weights that every candidate rotates over")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.clock == "cpu" and args.threads != 1:
+        parser.error("--clock cpu counts one thread: add --threads 1")
+    torch.set_num_threads(args.threads)
     args.isas = args.isas or [kernels.isa()]
     shapes = args.shape or [(4096, 4096), (1536, 8960), (896, 4864), (1152, 896)]
 
-    report: dict[str, object] = {"machine": machine()}
+    report: dict[str, object] = {"machine": {**machine(), "clock": args.clock}}
     print(report["machine"])
     with torch.inference_mode():
         report["overhead"] = bench_overhead(args)

@@ -28,8 +28,9 @@ SGLANG_ER_INLINE int threads_for(int threads, int64_t bytes) {
   return threads < useful ? threads : static_cast<int>(useful);
 }
 
-// Calls fn(unit) for every unit in [0, units) on up to `threads` threads; units are handed out one by one, so
-// a thread that is held up by something else on the machine takes fewer. fn must not throw.
+// Calls fn(unit) for every unit in [0, units) on up to `threads` threads. A thread takes half its even share
+// of what is left at a time: neighbouring units stay on one thread, whose prefetches run from one into the
+// next, and a thread that is held up by something else on the machine takes fewer. fn must not throw.
 template <class Fn>
 void parallel_for(int64_t units, int threads, const Fn& fn) {
   if (threads > units) threads = static_cast<int>(units);
@@ -40,12 +41,19 @@ void parallel_for(int64_t units, int threads, const Fn& fn) {
   struct Shared {
     const Fn& fn;
     int64_t units;
+    int64_t shares;
     std::atomic<int64_t> next;
-  } shared{fn, units, 0};
+  } shared{fn, units, 2 * int64_t{threads}, 0};
   const auto body = [](void* context) {
     auto& work = *static_cast<Shared*>(context);
-    for (int64_t unit; (unit = work.next.fetch_add(1, std::memory_order_relaxed)) < work.units;)
-      work.fn(unit);
+    int64_t begin = work.next.load(std::memory_order_relaxed);
+    while (begin < work.units) {
+      const int64_t share = (work.units - begin) / work.shares;
+      const int64_t end = begin + (share > 1 ? share : 1);
+      if (!work.next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      for (int64_t unit = begin; unit < end; ++unit) work.fn(unit);
+      begin = work.next.load(std::memory_order_relaxed);
+    }
   };
   run_team(body, &shared, threads);
 }

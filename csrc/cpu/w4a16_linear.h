@@ -28,6 +28,9 @@ namespace sglang_er::cpu {
 namespace {
 
 constexpr int kMaxBlocksPerUnit = 4;
+constexpr int64_t kPrefetchBytes = 2048;
+
+SGLANG_ER_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
 
 // Activations rearranged for the kernel: for a tile of T rows, elements [group][word][operand][T], so the
 // kernel reads them front to back, and the sums of x over each group, [group][T]. Padding is zero.
@@ -81,7 +84,9 @@ void accumulate(const W4A16Call& call, int64_t first_block, const typename P::X*
   const int64_t block_meta = shape.block_meta();
   const int words = shape.words();
   const uint8_t* packed = call.packed + first_block * block_bytes;
+  const uint8_t* const first = packed;
   const uint16_t* meta = call.scales_zeros + first_block * block_meta;
+  const int64_t meta_ahead = R * block_meta;
 
   typename P::Lanes total[T][R];
   for (int t = 0; t < T; ++t) {
@@ -92,9 +97,16 @@ void accumulate(const W4A16Call& call, int64_t first_block, const typename P::X*
     for (int t = 0; t < T; ++t) {
       for (int r = 0; r < R; ++r) acc[t][r] = P::zero();
     }
+    // Past the end of these blocks come the R that are next; the rows' streams are too short to warm up anew.
+    const bool wraps = packed + kPrefetchBytes >= first + block_bytes;
+    const int64_t ahead = kPrefetchBytes + (wraps ? (R - 1) * block_bytes : 0);
+    for (int r = 0; r < R; ++r) prefetch(meta + r * block_meta + meta_ahead);
     for (int word = 0; word < words; ++word) {
       typename P::Words raw[R];
-      for (int r = 0; r < R; ++r) raw[r] = P::load(packed + r * block_bytes);
+      for (int r = 0; r < R; ++r) {
+        prefetch(packed + r * block_bytes + ahead);
+        raw[r] = P::load(packed + r * block_bytes);
+      }
       P::template for_each_operand<R>(raw, [&](int operand, int r, const auto& weights) {
         for (int t = 0; t < T; ++t) acc[t][r] = P::multiply_add(acc[t][r], weights, x + operand * T + t);
       });

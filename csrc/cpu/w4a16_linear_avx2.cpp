@@ -30,7 +30,6 @@ struct Avx2 {
     _mm256_storeu_ps(out + 8, value.high);
   }
   SGLANG_ER_INLINE static Words load(const uint8_t* packed) {
-    _mm_prefetch(reinterpret_cast<const char*>(packed + kPrefetchBytes), _MM_HINT_T0);
     const auto* halves = reinterpret_cast<const __m256i*>(packed);
     return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
   }
@@ -69,9 +68,6 @@ struct Avx2 {
       }
     }
   }
-
- private:
-  static constexpr int kPrefetchBytes = 2048;
 };
 
 }  // namespace

@@ -18,10 +18,7 @@ struct Avx512 {
   SGLANG_ER_INLINE static Lanes broadcast(float value) { return _mm512_set1_ps(value); }
   SGLANG_ER_INLINE static Lanes fma(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
   SGLANG_ER_INLINE static void store(float* out, Lanes value) { _mm512_storeu_ps(out, value); }
-  SGLANG_ER_INLINE static Words load(const uint8_t* packed) {
-    _mm_prefetch(reinterpret_cast<const char*>(packed + kPrefetchBytes), _MM_HINT_T0);
-    return _mm512_loadu_si512(packed);
-  }
+  SGLANG_ER_INLINE static Words load(const uint8_t* packed) { return _mm512_loadu_si512(packed); }
   SGLANG_ER_INLINE static Lanes load_bf16(const uint16_t* values) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -55,9 +52,6 @@ struct Avx512 {
       }
     }
   }
-
- private:
-  static constexpr int kPrefetchBytes = 2048;
 };
 
 }  // namespace

@@ -21,6 +21,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     kernels.set_isa(before)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These sizes need no second thread, and waking one is slow on a busy machine; tests of threads set their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def generator(request: pytest.FixtureRequest) -> torch.Generator:
     return torch.Generator().manual_seed(crc32(request.node.nodeid.encode()))
