@@ -17,6 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from support.server import Server, running_server
 
+from sglang_er.compat import torchvision_shim
+
+# Tests import SGLang and transformers, which import torchvision (see the shim).
+torchvision_shim.install()
+
 CONTEXT_LENGTH = 512
 
 
