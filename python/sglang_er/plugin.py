@@ -7,6 +7,7 @@ Two entry points name functions of this module:
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 
@@ -30,11 +31,14 @@ def register() -> None:
         return
     from sglang.srt.platforms import current_platform
 
+    from sglang_er import config
     from sglang_er.engine import hooks
     from sglang_er.engine.algorithm import register_algorithm
     from sglang_er.engine.cpu.platform import CpuPlatform
 
     try:
+        # Options from a file or defaults reach the kernels and the platform of this process through the environment.
+        os.environ.update(config.to_env(config.from_env()))
         register_algorithm()
         hooks.register()
         if isinstance(current_platform, CpuPlatform):

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # SGLang's state request carries only numbers as values, so a command travels in the key.
 COMMAND_PREFIX = "sglang_er:"
+SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
 
 
 def register() -> None:
@@ -29,6 +30,7 @@ def register() -> None:
     HookRegistry.register(f"{scheduler}.get_internal_state", _add_state, HookType.AFTER)
     HookRegistry.register(f"{scheduler}.set_internal_state", _take_command, HookType.AROUND)
     HookRegistry.register(f"{updater}.resume_memory_occupation", _memory_resumed, HookType.AFTER)
+    HookRegistry.register(f"{SAMPLING_PARAMS}.verify", _refuse_seeded_min_p, HookType.AFTER)
 
 
 def _row_headroom(extra: int) -> int:
@@ -90,4 +92,16 @@ def _memory_resumed(result: Any, updater: Any, *_: Any, **__: Any) -> Any:
     worker = getattr(updater, "draft_worker", None)
     if worker is not None and hasattr(worker, "memory_resumed"):
         worker.memory_resumed()
+    return result
+
+
+def _refuse_seeded_min_p(result: Any, params: Any, *_: Any, **__: Any) -> Any:
+    """SGLang's seeded torch sampler asserts that no request has min_p; the assertion would end the server.
+
+    Checked where the request is parsed, so that the client gets a 400.
+    """
+    from sglang.srt.runtime_context import get_exec
+
+    if params.min_p > 0 and get_exec().deterministic.enable_deterministic_inference:
+        raise ValueError("min_p cannot be used with --enable-deterministic-inference: SGLang has no seeded min_p")
     return result

@@ -13,7 +13,7 @@ from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
-from sglang_er.config import ConfigError, from_env
+from sglang_er.config import from_env
 from sglang_er.engine import forward, rows, standard_rows
 from sglang_er.engine.dual_precision import install_twin
 from sglang_er.engine.sampler import DraftedChain, StepSampler
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Tests put deliberately broken verifiers into a real server through this; nothing in the product sets it.
 TEST_HOOK_ENV = "SGLANG_ER_TEST_HOOK"
-SWITCHABLE = ("policy", "gamma", "thresholds", "gamma_schedule", "requantize")
 
 
 class EfficientRolloutWorker(BaseSpecWorker):
@@ -260,9 +259,6 @@ class EfficientRolloutWorker(BaseSpecWorker):
 
     def set_policy(self, changes: dict[str, Any]) -> None:
         """Switch policy fields (the server is idle). Raises ConfigError on a bad value; nothing changes then."""
-        fixed = sorted(set(changes) - set(SWITCHABLE))
-        if fixed:
-            raise ConfigError(f"{', '.join(fixed)}: fixed at start-up; what can be switched is {', '.join(SWITCHABLE)}")
         config = self.config.changed(changes)
         self.policy = make_policy(config)
         self.config = config
