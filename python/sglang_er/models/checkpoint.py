@@ -22,7 +22,6 @@ def write_metadata(directory: Path, config: dict[str, Any]) -> None:
     generation = {
         "do_sample": True,
         "temperature": 1.0,
-        "top_k": 0,
         "top_p": 1.0,
         "eos_token_id": ids["eos"],
         "pad_token_id": ids["pad"],
