@@ -12,20 +12,12 @@ from typing import Any
 
 import pytest
 import requests as http
-from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
+from support.processors import ForbidEven
 from support.server import Server
 
 pytestmark = pytest.mark.server
 
 GREEDY = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
-
-
-class ForbidEven(CustomLogitProcessor):
-    """Only odd token ids may follow: a rule that shows in the output."""
-
-    def __call__(self, logits: Any, custom_param_list: Any = None) -> Any:
-        logits[:, ::2] = float("-inf")
-        return logits
 
 
 def prompt(seed: int, length: int = 12) -> list[int]:

@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     resolved = config.from_flags(args)
     from sglang_er.compat import torchvision_shim
-
-    torchvision_shim.install()
     from sglang_er.engine import host, launch
 
+    launch.check_model_path(args.model_path)
+    torchvision_shim.install()
     os.environ.update(config.to_env(resolved))
     on_cpu = not host.accelerator_present()
     argv = ["--model-path", args.model_path, *args.forwarded]

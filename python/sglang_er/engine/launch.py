@@ -34,10 +34,8 @@ def _given(argv: Sequence[str], flag: str) -> bool:
     return any(arg == flag or arg.startswith(flag + "=") for arg in argv)
 
 
-def check_model_path(model_path: str | None) -> None:
+def check_model_path(model_path: str) -> None:
     """A local path that is not there should not be looked up on a hub first."""
-    if model_path is None:
-        raise ConfigError("--model-path is missing: name a Hugging Face checkpoint directory")
     looks_local = model_path.startswith((".", "/", "~")) or model_path.count("/") > 1
     if looks_local and not (Path(model_path).expanduser() / "config.json").is_file():
         raise ConfigError(f"--model-path {model_path}: no checkpoint there (config.json is missing)")
@@ -74,7 +72,6 @@ def launch(argv: Sequence[str]) -> None:
         raise ConfigError(str(error)) from None
     load_plugins()
     server_args = prepare_server_args(list(argv))
-    check_model_path(server_args.model_path)
     check_port(server_args.host, server_args.port)
     try:
         server_args.resolve_once()

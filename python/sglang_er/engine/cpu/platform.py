@@ -38,6 +38,10 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
         # No graph capture exists here; leaving it enabled only prints warnings and sizes buffers for it.
         server_args.disable_cuda_graph = True
 
+    def get_device(self, local_rank: int = 0) -> str:  # type: ignore[override]
+        # Resolving --device splits this at a colon: an out-of-tree platform has to answer with a string.
+        return "cpu"
+
     def get_default_attention_backend(self) -> str:
         return ATTENTION_BACKEND
 

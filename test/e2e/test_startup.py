@@ -1,0 +1,109 @@
+"""What cannot be served is refused at start-up: one clear line, a non-zero exit, before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.server import free_port, serve_command
+
+FlatModel = Callable[[str, int], Path]
+
+
+def refuse(model: Path, *flags: str, env: dict[str, str] | None = None, port: int | None = None) -> str:
+    """Run `sglang-er serve`, check that it fails, and return what it said last."""
+    import os
+
+    run = subprocess.run(
+        serve_command(model, port or free_port(), *flags),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, **(env or {})},
+    )
+    assert run.returncode not in (0, None), run.stdout
+    assert "Traceback" not in run.stderr, run.stderr[-3000:]
+    assert "Load weight begin" not in run.stdout + run.stderr
+    said = [line for line in run.stderr.splitlines() if line.startswith("sglang-er: ")]
+    assert len(said) == 1, run.stderr[-2000:]
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "part"),
+    [
+        (("--er-gamma", "99"), {}, "choose a number from 0 to 16"),
+        (("--er-group-size", "100"), {}, "choose a multiple of 32"),
+        (("--er-policy", "best"), {}, "choose one of fixed, threshold, cycle"),
+        ((), {"SGLANG_ER_GAMA": "3"}, "did you mean gamma?"),
+        (("--er-config", "/no/such.toml"), {}, "cannot read the configuration file"),
+    ],
+)
+def test_bad_options(flat_model: FlatModel, flags: tuple[str, ...], env: dict[str, str], part: str) -> None:
+    assert part in refuse(flat_model("qwen3", 0), *flags, env=env)
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+def changed_model(model: Path, out: Path, **changes: Any) -> Path:
+    shutil.copytree(model, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, **changes}))
+    return out
+
+
+@pytest.mark.slow
+def test_port_in_use(flat_model: FlatModel, taken_port: int) -> None:
+    assert f"port {taken_port}" in refuse(flat_model("qwen3", 0), port=taken_port)
+
+
+@pytest.mark.slow
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert "no checkpoint there" in refuse(tmp_path / "nothing")
+
+
+@pytest.mark.slow
+def test_unsupported_flag(flat_model: FlatModel) -> None:
+    assert "--pp-size 1" in refuse(flat_model("qwen3", 0), "--pp-size", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--tp-size", "2"), "--tp-size 1"),
+        (("--enable-lora", "--lora-paths", "a=b"), "LoRA"),
+        (("--disaggregation-mode", "decode"), "PD disaggregation"),
+        (("--rl-on-policy-target", "fsdp"), "--rl-on-policy-target"),
+        (("--enable-return-hidden-states",), "hidden states"),
+        (("--enable-torch-compile",), "--enable-torch-compile"),
+    ],
+)
+def test_more_unsupported_flags(flat_model: FlatModel, flags: tuple[str, ...], part: str) -> None:
+    assert part in refuse(flat_model("qwen3", 0), *flags)
+
+
+@pytest.mark.slow
+def test_already_quantized_target(flat_model: FlatModel, tmp_path: Path) -> None:
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    model = changed_model(flat_model("qwen3", 0), tmp_path / "fp8", quantization_config=quantization)
+    assert "already quantized" in refuse(model)
+
+
+@pytest.mark.slow
+def test_plain_and_speculation_exclude_each_other(flat_model: FlatModel) -> None:
+    flags = ("--plain", "--speculative-algorithm", "EFFICIENT_ROLLOUT")
+    assert "exclude each other" in refuse(flat_model("qwen3", 0), *flags)
