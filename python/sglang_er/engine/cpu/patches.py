@@ -6,6 +6,7 @@ Each replacement has the contract of the original. Registered through SGLang's H
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang_er.engine.cpu.attention import create_cpu_attention_backend
 from sglang_er.engine.cpu.platform import ATTENTION_BACKEND
 from sglang_er.sampling.gumbel import murmur_hash32
+
+logger = logging.getLogger(__name__)
 
 
 def register() -> None:
@@ -29,6 +32,7 @@ def register() -> None:
     replace = {
         "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": assign_req_to_token_pool,
         "sglang.kernels.ops.sampling.murmur_hash.murmur_hash32": murmur_hash32,
+        "sglang.srt.batch_invariant_ops.batch_invariant_ops.enable_batch_invariant_mode": enable_batch_invariant_mode,
     }
     for target, function in replace.items():
         HookRegistry.register(target, function, HookType.REPLACE)
@@ -72,3 +76,10 @@ def get_last_loc(
 
     del original
     return get_last_loc_torch(req_to_token, req_pool_indices, prefix_lens)
+
+
+def enable_batch_invariant_mode(enable_bmm: bool = True) -> None:
+    """Deterministic inference on a CPU: seeds are honoured, but the Triton kernels that make every sum independent of
+    the batch size do not exist here (the original refuses to start without an accelerator)."""
+    del enable_bmm
+    logger.warning("sglang-er: on CPU deterministic inference means seeded sampling; logits may differ by rounding")
