@@ -1,0 +1,78 @@
+"""References that several end-to-end tests compare with; each is computed once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from support.equality import greedy, ids
+from support.prompts import mixed_prompts
+from support.server import Server
+
+OUTPUT_TOKENS = 128
+# A random model may fall into a loop, where every draft is right and errors hide.
+LEAST_DISTINCT = 10
+GreedyReference = tuple[list[list[int]], list[list[int]]]
+
+
+@pytest.fixture(scope="session")
+def plain(server: Callable[[str], Server]) -> Server:
+    """Plain decode of the seed-0 weights."""
+    return server("plain")
+
+
+@pytest.fixture(scope="session")
+def greedy_reference(plain: Server) -> GreedyReference:
+    """32 prompts of 3..200 tokens and plain decode's 128 greedy tokens for each; none is degenerate."""
+    prompts = mixed_prompts(44, seed=7)
+    outputs = ids(plain.generate_all(prompts, greedy(OUTPUT_TOKENS), concurrency=16))
+    lively = [pair for pair in zip(prompts, outputs) if len(set(pair[1])) >= LEAST_DISTINCT][:32]
+    assert len(lively) == 32, "the reference model is degenerate: too few lively outputs"
+    assert all(len(output) == OUTPUT_TOKENS for _, output in lively)
+    return [prompt for prompt, _ in lively], [output for _, output in lively]
+
+
+class Measured(NamedTuple):
+    """The `spec` server while it still had its start-up weights (seed 1)."""
+
+    prompts: list[list[int]]
+    gamma: int
+    replies: list[dict[str, Any]]
+    twin: dict[str, Any]
+
+
+class UpdatedServer(NamedTuple):
+    """`spec` after its update to the seed-0 checkpoint; `before` was measured on seed 1."""
+
+    server: Server
+    before: Measured
+    twin_after_update: dict[str, Any]
+    checkpoints: dict[int, Path]
+
+
+def update_from_disk(server: Server, checkpoint: Path, **fields: Any) -> dict[str, Any]:
+    reply: dict[str, Any] = server.post("/update_weights_from_disk", {"model_path": str(checkpoint), **fields})
+    assert reply["success"], reply
+    return reply
+
+
+@pytest.fixture(scope="session")
+def updated_spec(server: Callable[[str], Server], flat_model: Callable[[str, int], Path]) -> UpdatedServer:
+    """The `spec` server, started on seed 1, measured there and updated from disk to seed 0."""
+    spec = server("spec")
+    prompts, gamma = mixed_prompts(8, seed=21, longest=60), 5
+    spec.fixed(gamma)
+    # One at a time: the draft length then depends on nothing but the request.
+    replies = spec.generate_all(prompts, greedy(64), concurrency=1)
+    before = Measured(prompts, gamma, replies, spec.state()["twin"])
+    update_from_disk(spec, flat_model("qwen3", 0))
+    checkpoints = {seed: flat_model("qwen3", seed) for seed in (0, 1)}
+    return UpdatedServer(spec, before, spec.state()["twin"], checkpoints)
+
+
+@pytest.fixture
+def spec(updated_spec: UpdatedServer) -> Server:
+    """Speculation on the same weights as `plain`."""
+    return updated_spec.server
