@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from sglang_er import __version__
 
 COMMANDS = {
+    "demo": "show rollouts with and without speculation in a real server",
     "serve": "start an SGLang server that decodes by exact self-speculation",
     "make-model": "write a Hugging Face checkpoint of a chosen shape, without downloads",
 }

@@ -1,0 +1,191 @@
+"""`sglang-er demo`: a real server, a batch of rollouts with and without speculation, and the table that comes of it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import resources
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from sglang_er import __version__
+
+if TYPE_CHECKING:
+    from sglang_er.rollout.launcher import ServerProcess
+    from sglang_er.rollout.progress import Progress
+    from sglang_er.rollout.report import Report
+
+DEFAULT_SHAPE = "0.5b"
+DEFAULT_ARCH = "qwen3"
+GREEDY_PROMPTS = 3
+GREEDY_TOKENS = 64
+# The whole demo's KV cache; SGLang's own default would take gigabytes.
+KV_TOKENS = 8192
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's options."""
+    from sglang_er.models.make import ARCHITECTURES, SHAPES
+
+    shapes = [shape for shape in SHAPES if shape != "flat"]
+    parser.add_argument("--shape", choices=shapes, default=DEFAULT_SHAPE, help="default: %(default)s; tiny is fast")
+    parser.add_argument("--arch", choices=ARCHITECTURES, default=DEFAULT_ARCH, help="default: %(default)s")
+    parser.add_argument("--model-path", type=Path, metavar="DIR", help="a checkpoint of `make-model` to use instead")
+    parser.add_argument("--rollouts", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=4, metavar="N", help="most pairs of blocks (default: %(default)s)")
+    parser.add_argument(
+        "--budget", type=float, default=90.0, metavar="S", help="seconds for the pairs; two are always measured"
+    )
+    parser.add_argument("--gamma", type=int, metavar="G", help="always draft G tokens (default: the server's policy)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the server (default: what torch chooses)")
+    parser.add_argument("--port", type=int, metavar="P", help="the server's port (default: a free one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 if all went well, 1 if the server failed or outputs are wrong, 2 for a choice that cannot be, 130 on Ctrl-C."""
+    from sglang_er.rollout.errors import RolloutError
+    from sglang_er.rollout.progress import Progress
+
+    for name, value, least in (("--rollouts", args.rollouts, 1), ("--pairs", args.pairs, 1)):
+        if value < least:
+            return _fail(f"{name} must be at least {least}, got {value}", 2)
+    progress = Progress()
+    try:
+        with _terminable():
+            report = _demonstrate(args, progress)
+    except RolloutError as error:
+        progress.close()
+        return _fail(str(error), 1)
+    except (ValueError, OSError) as error:
+        progress.close()
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        progress.close()
+        return _fail("interrupted; the server is stopped", 130)
+    print(f"\n{report.text()}")
+    return 1 if report.equality.wrong else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"sglang-er demo: {message}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does, so that no server is left behind."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _demonstrate(args: argparse.Namespace, progress: Progress) -> Report:
+    from sglang_er.rollout import launcher, workload
+
+    workload.make_batch(args.rollouts)  # a wrong number should not cost a model first
+    port = launcher.choose_port(args.port)
+    model = args.model_path or _cached_model(args.shape, args.arch, progress)
+    # No page of a checkpoint that is not there should be looked up on a hub.
+    if not (model / "config.json").is_file():
+        raise ValueError(f"--model-path {model}: no checkpoint there (config.json is missing)")
+    flags = ["--speculative-algorithm", "EFFICIENT_ROLLOUT", "--max-total-tokens", str(KV_TOKENS)]
+    if args.threads is not None:
+        flags += ["--er-cpu-threads", str(args.threads)]
+    log = cache_dir() / "logs" / f"demo-{port}.log"
+    progress.note(f"starting the server: sglang-er serve --model-path {model} --port {port} {' '.join(flags)}")
+    with launcher.running_server(
+        model, port, log, flags, lambda seconds: progress.update(f"the server starts, {seconds:.0f} s")
+    ) as server:
+        report = _measure(args, model, server, progress)
+    # A log is kept where something went wrong.
+    log.unlink(missing_ok=True)
+    return report
+
+
+def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progress: Progress) -> Report:
+    from sglang_er.rollout import equality, machine, measure, report, workload
+
+    client = server.client
+    policy: Mapping[str, Any] = {"policy": "threshold"}
+    if args.gamma is not None:
+        policy = {"policy": "fixed", "gamma": args.gamma}
+    batch = workload.make_batch(args.rollouts)
+    progress.note("the server is up; a first batch fills its prefix cache")
+    measure.run_block(client, policy, batch, on_progress=lambda text: progress.update(f"warm-up: {text}"))
+    before = machine.look()
+    chosen = report.policy_text(client.state()["policy"])
+
+    def tell(block: str, text: str, done: bool) -> None:
+        (progress.note if done else progress.update)(f"{block}: {text}")
+
+    comparison = measure.compare(client, policy, batch, args.pairs, args.budget, tell)
+    equal = equality.compare_greedy(
+        client,
+        policy,
+        workload.greedy_prompts(GREEDY_PROMPTS),
+        GREEDY_TOKENS,
+        lambda text: progress.update(f"greedy outputs: {text}"),
+    )
+    progress.note("measured; stopping the server")
+    card = _card(model)
+    name = f"{card.get('arch', 'unknown')} {card.get('shape', model.name)}, layer sizes of {card.get('sizes_of', '?')}"
+    return report.Report(name, card.get("alpha"), before, chosen, batch, comparison, equal)
+
+
+def _card(model: Path) -> dict[str, Any]:
+    path = model / "er_model_card.json"
+    card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return card
+
+
+def cache_dir() -> Path:
+    """The user's cache of this project."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sglang-er"
+
+
+def _models_hash() -> str:
+    """Of everything that a made model depends on, so that a newer package never serves an older model."""
+    digest = hashlib.sha256()
+
+    def add(folder: Any) -> None:
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            if entry.is_dir() and entry.name != "__pycache__":
+                add(entry)
+            elif entry.name.endswith((".py", ".json", ".safetensors")):
+                digest.update(entry.name.encode() + entry.read_bytes())
+
+    add(resources.files("sglang_er.models"))
+    return digest.hexdigest()[:12]
+
+
+def _cached_model(shape: str, arch: str, progress: Progress) -> Path:
+    """The checkpoint of this shape, made on first use."""
+    from sglang_er.models.make import make_model
+
+    model = cache_dir() / "models" / f"{arch}-{shape}-{__version__}-{_models_hash()}"
+    if (model / "config.json").is_file():
+        return model
+    progress.note(f"making the model {arch} {shape} (once): {model}")
+    # Not in place: of two demos that start together, both finish, and one of the two models stays.
+    unfinished = model.with_name(f"{model.name}.{os.getpid()}")
+    try:
+        make_model(shape, arch, unfinished, progress=progress.note)
+        with suppress(OSError):
+            unfinished.rename(model)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return model

@@ -1,0 +1,209 @@
+"""Plain and speculative decoding measured in one server, in alternating blocks, so that whatever disturbs the machine
+disturbs both. A block sends one whole batch at once and ends with its last response.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sglang_er.models import task, tokenizer
+from sglang_er.rollout.client import Client, Response
+from sglang_er.rollout.workload import Rollout
+
+PLAIN: Mapping[str, Any] = {"policy": "fixed", "gamma": 0}
+POLL_S = 1.0
+
+OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the engine did between two looks at its counters, which are totals since its start."""
+
+    steps_by_gamma: dict[int, int]
+    request_steps: int
+    committed_tokens: int
+    accepted_drafts: int
+    speculating_request_steps: int
+
+    @staticmethod
+    def total(state: Mapping[str, Any]) -> Steps:
+        """The counters in the reply of GET /er/state."""
+        steps = state["steps"]
+        return Steps(
+            {int(gamma): int(count) for gamma, count in steps["steps_by_gamma"].items()},
+            int(steps["request_steps"]),
+            int(steps["committed_tokens"]),
+            int(steps["accepted_drafts"]),
+            int(steps["speculating_request_steps"]),
+        )
+
+    def since(self, earlier: Steps) -> Steps:
+        by_gamma = Counter(self.steps_by_gamma)
+        by_gamma.subtract(earlier.steps_by_gamma)
+        return Steps(
+            {gamma: count for gamma, count in sorted(by_gamma.items()) if count},
+            self.request_steps - earlier.request_steps,
+            self.committed_tokens - earlier.committed_tokens,
+            self.accepted_drafts - earlier.accepted_drafts,
+            self.speculating_request_steps - earlier.speculating_request_steps,
+        )
+
+    def __add__(self, other: Steps) -> Steps:
+        by_gamma = Counter(self.steps_by_gamma)
+        by_gamma.update(other.steps_by_gamma)
+        return Steps(
+            dict(sorted(by_gamma.items())),
+            self.request_steps + other.request_steps,
+            self.committed_tokens + other.committed_tokens,
+            self.accepted_drafts + other.accepted_drafts,
+            self.speculating_request_steps + other.speculating_request_steps,
+        )
+
+    @property
+    def accept_length(self) -> float | None:
+        """Tokens per request and step that drafted, the bonus token included; None if no step did."""
+        drafting = self.speculating_request_steps
+        return (self.accepted_drafts + drafting) / drafting if drafting else None
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens per request and step, plain steps included."""
+        return self.committed_tokens / self.request_steps if self.request_steps else None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One batch under one policy. `rewards` are one per response; `cut`: responses that met their token limit."""
+
+    seconds: float
+    tokens: int
+    rewards: list[float]
+    cut: int
+    steps: Steps
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+def send(client: Client, rollout: Rollout, temperature: float) -> Response:
+    """One rollout, over the endpoint that it names."""
+    if rollout.endpoint == "openai":
+        return client.chat(rollout.prompt.prompt, rollout.max_tokens, temperature)
+    text = tokenizer.chat_text(rollout.prompt.prompt)
+    return client.generate(text, {"temperature": temperature, "max_new_tokens": rollout.max_tokens})
+
+
+def run_block(
+    client: Client,
+    policy: Mapping[str, Any],
+    batch: Sequence[Rollout],
+    temperature: float = 1.0,
+    on_progress: OnProgress | None = None,
+) -> Block:
+    """Switch the policy, send the batch at once, wait for all of it."""
+    client.set_policy(policy)
+    before = Steps.total(client.state())
+    started = time.perf_counter()
+    responses = _send_all(client, batch, temperature, _Progress(client, before, on_progress))
+    seconds = time.perf_counter() - started
+    # Switching waits until the server is idle: only then has it counted the last step.
+    client.set_policy(policy)
+    steps = Steps.total(client.state()).since(before)
+    return Block(
+        seconds=seconds,
+        tokens=sum(response.tokens for response in responses),
+        rewards=[task.verify(rollout.prompt, response.text) for rollout, response in zip(batch, responses)],
+        cut=sum(response.finish == "length" for response in responses),
+        steps=steps,
+    )
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Tokens so far, from the engine's counters, as one short line."""
+
+    client: Client
+    before: Steps
+    show: OnProgress | None
+
+    def report(self, done: int, total: int, seconds: float) -> None:
+        if self.show is not None:
+            tokens = Steps.total(self.client.state()).since(self.before).committed_tokens
+            self.show(f"{done}/{total} responses, {tokens} tokens, {tokens / seconds:.1f} tokens/s")
+
+
+def _send_all(client: Client, batch: Sequence[Rollout], temperature: float, progress: _Progress) -> list[Response]:
+    pool = ThreadPoolExecutor(len(batch))
+    try:
+        futures = [pool.submit(send, client, rollout, temperature) for rollout in batch]
+        started = time.perf_counter()
+        open_ones: set[Future[Response]] = set(futures)
+        while open_ones:
+            finished, open_ones = wait(open_ones, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()  # raises what the request raised, without waiting for the others
+            if not finished:
+                progress.report(len(batch) - len(open_ones), len(batch), time.perf_counter() - started)
+        return [future.result() for future in futures]
+    finally:
+        # Not `with`: after an error or Ctrl-C it would wait for requests that only end with the server.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Blocks of one policy against blocks of plain decode, pair by pair."""
+
+    plain: list[Block]
+    speculative: list[Block]
+
+    @property
+    def speed_up(self) -> float:
+        """Median over pairs: the two blocks of a pair saw the same machine."""
+        return statistics.median(self.speed_ups)
+
+    @property
+    def speed_ups(self) -> list[float]:
+        return [s.tokens_per_second / p.tokens_per_second for p, s in zip(self.plain, self.speculative, strict=True)]
+
+
+def compare(
+    client: Client,
+    policy: Mapping[str, Any],
+    batch: Sequence[Rollout],
+    pairs: int,
+    budget_s: float,
+    on_progress: Callable[[str, str, bool], None],
+) -> Comparison:
+    """Up to `pairs` pairs of blocks, fewer (at least two) where the next would not fit into `budget_s` seconds.
+
+    The order within a pair turns every time, so that a drift of the machine favours nobody.
+    `on_progress(block, text, done)` is told what is going on.
+    """
+    started = time.monotonic()
+    arms = {"plain": (PLAIN, list[Block]()), "speculative": (policy, list[Block]())}
+    for pair in range(pairs):
+        elapsed = time.monotonic() - started
+        if pair >= 2 and elapsed * (pair + 1) / pair > budget_s:
+            break
+        for name in list(arms)[:: 1 if pair % 2 == 0 else -1]:
+            changes, blocks = arms[name]
+            label = f"pair {pair + 1}, {name}"
+            block = run_block(client, changes, batch, on_progress=partial(_tell, on_progress, label))
+            blocks.append(block)
+            figures = f"{block.tokens} tokens in {block.seconds:.1f} s, {block.tokens_per_second:.1f} tokens/s"
+            on_progress(label, figures, True)
+    return Comparison(arms["plain"][1], arms["speculative"][1])
+
+
+def _tell(on_progress: Callable[[str, str, bool], None], label: str, text: str) -> None:
+    on_progress(label, text, False)
