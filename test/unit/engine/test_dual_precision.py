@@ -1,0 +1,101 @@
+"""The twin must leave no trace on the model: trainers, weight checks and checkpoints see the target's tensors alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+
+from sglang_er.engine.dual_precision import install_twin
+from sglang_er.twin.twin import Twin
+
+
+class Block(torch.nn.Module):
+    """Two linears, one with a bias, and something that is no linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = torch.nn.LayerNorm(96)
+        self.up = ReplicatedLinear(96, 160, bias=True, params_dtype=torch.float32)
+        self.down = ReplicatedLinear(160, 96, bias=False, params_dtype=torch.float32)
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(self.norm(x))[0])[0]
+
+
+@pytest.fixture
+def block() -> Block:
+    return Block()
+
+
+def install(block: Block) -> Twin:
+    return install_twin(block, group_size=32, quantize_lm_head=False)
+
+
+def test_model_shows_no_tensor_of_the_twin(block: Block) -> None:
+    """Same state_dict (names, values, storage), buffers and modules before and after, and after drafting."""
+    before = dict(block.state_dict(keep_vars=True))
+    modules = [name for name, _ in block.named_modules()]
+    twin = install(block)
+    with torch.no_grad(), twin.draft_pass():
+        block(torch.randn(3, 96))
+    after = dict(block.state_dict(keep_vars=True))
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert not list(block.buffers())
+    assert [name for name, _ in block.named_modules()] == modules
+    ours = {id(tensor) for layer in twin.layers for tensor in (layer.packed.packed, layer.packed.scales_zeros)}
+    assert len(ours) == 4
+    for module in block.modules():
+        assert not ours & {id(value) for value in vars(module).values()}
+
+
+@torch.no_grad()
+def test_exact_outside_the_draft_pass_only(block: Block) -> None:
+    """Bitwise the model's own output outside; inside that of 4-bit weights: another one, but a close one."""
+    x = torch.randn(5, 96)
+    expected = block(x)
+    twin = install(block)
+    with twin.draft_pass():
+        drafted = block(x)
+    assert torch.equal(block(x), expected)
+    assert not torch.equal(drafted, expected)
+    assert (drafted - expected).norm() < 0.3 * expected.norm()
+    with pytest.raises(KeyError), twin.draft_pass():
+        raise KeyError("a draft that fails must not leave the switch on")
+    assert torch.equal(block(x), expected)
+
+
+@torch.no_grad()
+def test_requantizing_follows_the_weights_in_place(block: Block) -> None:
+    """After new weights the twin is stale; remade, it equals a twin of those weights, in the same buffers."""
+    x = torch.randn(5, 96)
+    twin = install(block)
+    addresses = [layer.packed.packed.data_ptr() for layer in twin.layers]
+    for parameter in block.parameters():
+        parameter.data.copy_(torch.randn_like(parameter) * 0.05)
+    # What SGLang calls after loading weights, on the layer's own method.
+    block.up.quant_method.process_weights_after_loading(block.up)
+    assert twin.stale
+    with twin.draft_pass():
+        stale = block(x)
+    twin.requantize()
+    assert not twin.stale
+    with twin.draft_pass():
+        remade = block(x)
+    fresh = Block()
+    fresh.load_state_dict(block.state_dict())
+    with install(fresh).draft_pass():
+        assert torch.equal(fresh(x), remade)
+    assert not torch.equal(stale, remade)
+    assert [layer.packed.packed.data_ptr() for layer in twin.layers] == addresses
+
+
+def test_method_is_still_sglangs(block: Block) -> None:
+    """Model code asks isinstance() of the method."""
+    install(block)
+    assert isinstance(block.up.quant_method, UnquantizedLinearMethod)
