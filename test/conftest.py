@@ -33,9 +33,12 @@ class ServerSpec:
     seed: int = 0
     flags: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    by_framework: bool = False  # launched as RL frameworks do it, not by `sglang-er serve`
 
 
-_COMMON = ("--dtype", "float32", "--context-length", str(CONTEXT_LENGTH), "--random-seed", "1", "--er-cpu-threads", "1")
+# Servers import test helpers (mutants, custom processors) by name.
+_TEST_PATH = {"PYTHONPATH": str(Path(__file__).parent)}
+_COMMON = ("--dtype", "float32", "--context-length", str(CONTEXT_LENGTH), "--random-seed", "1")
 
 SERVERS = {
     # The fair baseline: no speculation; seeds honoured, so it is the reference of the seeded tests too.
@@ -44,18 +47,25 @@ SERVERS = {
     "spec": ServerSpec(
         seed=1,
         flags=("--chunked-prefill-size", "64", "--max-total-tokens", "16384", "--enable-custom-logit-processor"),
-        env={"SGLANG_ER_TEST_HOOK": "support.mutants:install", "PYTHONPATH": str(Path(__file__).parent)},
+        env={"SGLANG_ER_TEST_HOOK": "support.mutants:install", **_TEST_PATH},
     ),
-    # Deterministic inference: per-request seeds.
-    "seeded": ServerSpec(flags=("--enable-deterministic-inference", "--max-total-tokens", "16384")),
+    # Deterministic inference: per-request seeds. Nothing of ours is called to start it: the name must resolve early.
+    "seeded": ServerSpec(
+        flags=(
+            *("--enable-deterministic-inference", "--max-total-tokens", "16384", "--sleep-on-idle"),
+            *("--speculative-algorithm", "EFFICIENT_ROLLOUT"),
+        ),
+        env=_TEST_PATH,
+        by_framework=True,
+    ),
     # Page size 16, no overlap, a pool so small that decoding requests are retracted.
     "paged": ServerSpec(
         arch="llama",
         flags=(
             *("--page-size", "16", "--disable-overlap-schedule", "--max-total-tokens", "2048"),
-            *("--chunked-prefill-size", "64"),
+            *("--chunked-prefill-size", "64", "--enable-custom-logit-processor"),
         ),
-        env={"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "20"},
+        env={"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "20", **_TEST_PATH},
     ),
     # Experts stay exact in the twin; overlap with retraction.
     "moe": ServerSpec(
@@ -113,7 +123,9 @@ def server(
                 spec = SERVERS[name]
                 log = tmp_path_factory.mktemp("logs") / f"{name}.log"
                 model = flat_model(spec.arch, spec.seed)
-                context = running_server(model, log, *_COMMON, *spec.flags, env=spec.env)
+                # One thread: these models are too small for two, and several servers share the cores.
+                env = {"SGLANG_ER_CPU_THREADS": "1", **spec.env}
+                context = running_server(model, log, *_COMMON, *spec.flags, env=env, by_framework=spec.by_framework)
                 started[name] = stack.enter_context(context)
             return started[name]
 

@@ -116,13 +116,19 @@ def serve_command(model: Path, port: int, *flags: str) -> list[str]:
     ]
 
 
+def framework_command(model: Path, port: int, *flags: str) -> list[str]:
+    """The launch of an RL framework (support/framework_launch.py); test/ must be on PYTHONPATH."""
+    ours = serve_command(model, port, *flags)
+    return [sys.executable, "-m", "support.framework_launch", *ours[ours.index("--model-path") :]]
+
+
 @contextmanager
 def running_server(
-    model: Path, log: Path, *flags: str, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None
+    model: Path, log: Path, *flags: str, env: Mapping[str, str] | None = None, by_framework: bool = False
 ) -> Iterator[Server]:
-    """Start `sglang-er serve` (or `command`) on a free port and stop the whole process group at the end."""
+    """Start `sglang-er serve` (or a framework's launch) on a free port; stop the whole process group at the end."""
     port = free_port()
-    arguments = serve_command(model, port, *flags) if command is None else [*command, "--port", str(port)]
+    arguments = (framework_command if by_framework else serve_command)(model, port, *flags)
     with log.open("wb") as output:
         process = subprocess.Popen(
             arguments,

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # SGLang's state request carries only numbers as values, so a command travels in the key.
 COMMAND_PREFIX = "sglang_er:"
+TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
 
 
@@ -31,6 +32,7 @@ def register() -> None:
     HookRegistry.register(f"{scheduler}.set_internal_state", _take_command, HookType.AROUND)
     HookRegistry.register(f"{updater}.resume_memory_occupation", _memory_resumed, HookType.AFTER)
     HookRegistry.register(f"{SAMPLING_PARAMS}.verify", _refuse_seeded_min_p, HookType.AFTER)
+    HookRegistry.register(f"{TOKENIZER_MANAGER}._validate_one_request", _refuse_unknown_tokens, HookType.AFTER)
 
 
 def _row_headroom(extra: int) -> int:
@@ -104,4 +106,12 @@ def _refuse_seeded_min_p(result: Any, params: Any, *_: Any, **__: Any) -> Any:
 
     if params.min_p > 0 and get_exec().deterministic.enable_deterministic_inference:
         raise ValueError("min_p cannot be used with --enable-deterministic-inference: SGLang has no seeded min_p")
+    return result
+
+
+def _refuse_unknown_tokens(result: Any, manager: Any, request: Any, input_ids: list[int] | None, *_: Any) -> Any:
+    """A token id outside the vocabulary would end the scheduler in the embedding; the client gets a 400 instead."""
+    vocab_size = manager.model_config.vocab_size
+    if input_ids and not 0 <= min(input_ids) <= max(input_ids) < vocab_size:
+        raise ValueError(f"input_ids must be in 0..{vocab_size - 1}, got {min(input_ids)}..{max(input_ids)}")
     return result

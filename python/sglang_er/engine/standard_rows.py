@@ -27,6 +27,8 @@ class StandardSample(NamedTuple):
 def sample(runner: ModelRunner, batch: ScheduleBatch, logits: torch.Tensor) -> StandardSample:
     """logits [B, V] of position 0; copied, because the sampler turns its input into probabilities."""
     output = LogitsProcessorOutput(next_token_logits=logits.clone())
+    # What ForwardBatch.init_new does for a plain decode step: the masks are built from the live grammar states.
+    batch.sampling_info.grammars = [req.grammar for req in batch.reqs] if batch.has_grammar else None
     step = ForwardBatch(
         forward_mode=ForwardMode.DECODE,
         batch_size=len(batch.reqs),
