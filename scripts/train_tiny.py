@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 from sglang_er.compat import torchvision_shim
 from sglang_er.models import alpha, reference, task, tiny, tokenizer
 
-#: Longest response and largest problem in training. Longer ones cost much; beyond, the models fail most.
-MAX_TRAIN_TOKENS = 900
+#: Largest problem in training. Larger ones cost much; on them the models fail most.
 MAX_TRAIN_OPERANDS = 16
 
 
@@ -46,7 +45,7 @@ def batches(rng: random.Random, tokens: int, progress: list[float]) -> Iterator[
         texts = []
         for _ in range(512):
             prompt = task.make_prompt(rng, operand_count(rng, largest), "train")
-            response = task.write_response(rng, prompt.prompt, MAX_TRAIN_TOKENS)
+            response = task.write_response(rng, prompt.prompt)
             texts.append((tokenizer.chat_text(prompt.prompt), response + tokenizer.EOS))
         heads = [len(item.ids) for item in encoder.encode_batch([head for head, _ in texts])]
         rows = [item.ids for item in encoder.encode_batch([head + tail for head, tail in texts])]
@@ -84,7 +83,7 @@ def start_from(model: torch.nn.Module, path: Path) -> None:
     nearly kept, and a short training does the rest.
     """
     weights = {name: value.float() for name, value in load_file(path).items()}
-    if not any("q_norm" in name for name, _ in model.named_parameters()):
+    if set(weights) != set(model.state_dict()):
         small = alpha.SmallStreams(weights, alpha.text_batch()[0])
         for layer in range(tiny.TINY.layers):
             prefix = f"model.layers.{layer}."

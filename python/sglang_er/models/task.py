@@ -33,7 +33,7 @@ from importlib import resources
 
 DIFFICULTIES = ("easy", "medium", "hard")
 #: Operands per prompt, inclusive. Chosen from the trained models' accuracy: docs/models.md has the measurement.
-OPERANDS = {"easy": (2, 5), "medium": (6, 12), "hard": (13, 24)}
+OPERANDS = {"easy": (2, 6), "medium": (7, 13), "hard": (14, 24)}
 MAX_OPERANDS = 24
 PROMPTS_PER_SET = 256
 
@@ -44,10 +44,10 @@ MARKS = (">", ":", "|", "~")
 _MARK_WEIGHTS = (0.55, 0.25, 0.12, 0.08)
 SWAP_PROBABILITY = 0.35
 #: Probability of (another) check: few responses start to check, and those that did tend to go on.
-FIRST_CHECK_PROBABILITY = 0.08
-NEXT_CHECK_PROBABILITY = 0.8
+FIRST_CHECK_PROBABILITY = 0.06
+NEXT_CHECK_PROBABILITY = 0.88
 TOTAL_DIGITS = 5
-#: A check is begun only while the response stays below this many tokens, so that it fits a 2048-token context.
+#: A check is begun only if the response stays below this many tokens with it: it fits a 2048-token context.
 MAX_RESPONSE_TOKENS = 1800
 
 _ANSWER = re.compile(r"=(\d+)\s*$")
@@ -110,16 +110,13 @@ def _one_pass(rng: random.Random, operands: dict[str, int]) -> Iterator[str]:
         yield f"{filler()}{letter}{term}{mark}{_little_endian(total, TOTAL_DIGITS)}\n"
 
 
-def write_response(rng: random.Random, prompt: str, max_tokens: int = MAX_RESPONSE_TOKENS) -> str:
-    """A right response to `prompt`, its free choices drawn from `rng`: what the models are trained on.
-
-    No check is begun that would make it longer than `max_tokens`.
-    """
+def write_response(rng: random.Random, prompt: str) -> str:
+    """A right response to `prompt`, its free choices drawn from `rng`: what the models are trained on."""
     operands = operands_of(prompt)
     pass_tokens = 7 + 12 * len(operands) + 6  # opening line, one line an operand, "check\n"
     lines = list(_one_pass(rng, operands))
     passes = 1
-    while (passes + 1) * pass_tokens < max_tokens:
+    while (passes + 1) * pass_tokens < MAX_RESPONSE_TOKENS:
         if rng.random() >= (FIRST_CHECK_PROBABILITY if passes == 1 else NEXT_CHECK_PROBABILITY):
             break
         lines += ["check\n", *_one_pass(rng, operands)]
