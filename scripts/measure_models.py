@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from sglang_er.models import alpha, evaluate, make, sizes, task
+from sglang_er.models import alpha, evaluate, make, sizes, streams, task
 from sglang_er.models.expand import Expansion
 
 ASSETS = Path(make.__file__).parent / "assets"
@@ -34,7 +34,7 @@ def measure_tiny(arch: str, limit: int) -> None:
         everything += samples
         show(arch, difficulty, evaluate.summarize(samples))
     show(arch, "all", evaluate.summarize(everything))
-    batch = alpha.text_batch(rows=32)
+    batch = streams.text_batch(rows=32)
     print(f"{arch}: alpha with the target's KV {alpha.measure_tiny(arch, *batch):.4f}, "
           f"with its own {alpha.measure_tiny(arch, *batch, shared_kv=False):.4f}")  # fmt: skip
 
@@ -46,7 +46,7 @@ def show(arch: str, name: str, numbers: dict[str, float]) -> None:
 def measure_kappa(arch: str, shape: str, target: float, store: bool) -> None:
     """Search kappa for `target`, print every try, and put the result into the committed table."""
     started = time.monotonic()
-    batch = alpha.text_batch()
+    batch = streams.text_batch()
     size = sizes.public_size(arch, shape)
     kappa, reached = alpha.find_kappa(
         lambda kappa: alpha.measure(Expansion(arch, size.shape, kappa), *batch),

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sglang_er.compat import torchvision_shim
-from sglang_er.models import alpha, reference, task, tiny, tokenizer
+from sglang_er.models import reference, streams, task, tiny, tokenizer
 
 #: Largest problem in training. Larger ones cost much; on them the models fail most.
 MAX_TRAIN_OPERANDS = 16
@@ -84,7 +84,7 @@ def start_from(model: torch.nn.Module, path: Path) -> None:
     """
     weights = {name: value.float() for name, value in load_file(path).items()}
     if set(weights) != set(model.state_dict()):
-        small = alpha.SmallStreams(weights, alpha.text_batch()[0])
+        small = streams.SmallStreams(weights, streams.text_batch()[0])
         for layer in range(tiny.TINY.layers):
             prefix = f"model.layers.{layer}."
             normed = reference.rms_norm(

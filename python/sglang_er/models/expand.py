@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sglang_er.models.guard import guard_direction
 from sglang_er.models.tiny import TINY, Shape, load_weights
 
 if TYPE_CHECKING:
     import torch
 
-#: Logit of an unused vocabulary row = -PAD_STRENGTH * (residual coordinate 0 after the last norm, without its gain).
-#: Three times what the trained models need for a total below 1e-7; the stream's magnitude is 40 at most.
-PAD_STRENGTH = 2048.0
+#: Logit of an unused vocabulary row = PAD_STRENGTH * (final hidden state, root mean square 1) . (guard direction). The
+#: product is -0.5 at most (`guard`), so the logit is below -60, where those of real tokens reach 5 at least.
+PAD_STRENGTH = 128.0
 #: Rows that are made at once, where a matrix is as long as the vocabulary.
 CHUNK_ROWS = 8192
 
@@ -68,7 +69,8 @@ class Expansion:
         self.ratio = TINY.hidden / shape.hidden  # d / D
         self.shape = replace(shape, eps=TINY.eps * self.ratio, rope_theta=TINY.rope_theta)
         self.small = {name: value.float() for name, value in load_weights(arch).items()}
-        self.rotation = self._make_rotation()
+        self.guard = guard_direction(arch)
+        self.rotation = self._make_rotation(self.guard)
         #: Big layer -> small layer that it copies; the others read as one but write 0.
         self.real = {round((i + 0.5) * shape.layers / TINY.layers - 0.5): i for i in range(TINY.layers)}
         # A small rotary pair i turns as fast as pair i * (big head_dim / small head_dim) of a longer head.
@@ -81,14 +83,19 @@ class Expansion:
 
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
 
-    def _make_rotation(self) -> torch.Tensor:
-        """Qd [D, d]. Its column 0 has entries of one magnitude: rows along it survive rounding to int4 unharmed."""
+    def _make_rotation(self, guard: torch.Tensor) -> torch.Tensor:
+        """Qd [D, d]. Qd guard has entries of one magnitude: rows along it survive rounding to int4 unharmed."""
         import torch
 
         basis = torch.randn(self.shape.hidden, TINY.hidden, generator=self._generator("rotation"), dtype=torch.float64)
         basis[:, 0] = basis[:, 0].sign()
         rotation, upper = torch.linalg.qr(basis)
-        return (rotation * upper.diagonal().sign()).float()
+        rotation = rotation * upper.diagonal().sign()
+        # The reflection that swaps the guard direction and coordinate 0.
+        mirror = guard.double().clone()
+        mirror[0] -= 1.0
+        mirror /= mirror.norm()
+        return (rotation - 2.0 * torch.outer(rotation @ mirror, mirror)).float()
 
     def _reader(self, name: str, weight: torch.Tensor, gain: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """[len(rows), D]: row j computes row rows[j] of diag(gain) folded into `weight`; -1 computes 0."""
@@ -191,7 +198,7 @@ class Expansion:
         """Rows start..stop of the output matrix. Beyond the small vocabulary a row's logit is far below every other."""
         import torch
 
-        pad = self.rotation[:, 0].sign() * (-PAD_STRENGTH * (self.ratio / self.shape.hidden) ** 0.5)
+        pad = (self.rotation @ self.guard).sign() * (PAD_STRENGTH * (self.ratio / self.shape.hidden) ** 0.5)
         rows = pad.repeat(stop - start, 1)
         if start < TINY.vocab:
             if start != 0 or stop < TINY.vocab:

@@ -174,12 +174,12 @@ def _kappa_for(
         return found["kappa"], found["alpha"], "measured when the project was built, docs/models.md"
     import torch
 
-    from sglang_er.models import alpha
+    from sglang_er.models import alpha, streams
     from sglang_er.models.expand import Expansion
 
     size = sizes.public_size(arch, shape).shape
     progress(f"searching the kappa for alpha {target}: each try makes and runs all {size.layers} layers")
-    batch = alpha.text_batch()
+    batch = streams.text_batch()
     with torch.inference_mode():
         kappa, reached = alpha.find_kappa(
             lambda kappa: alpha.measure(Expansion(arch, size, kappa, seed), *batch), target, progress

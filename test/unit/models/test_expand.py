@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_er.models import alpha, checkpoint, evaluate, expand, make, reference, tiny
+from sglang_er.models import alpha, checkpoint, evaluate, expand, guard, make, reference, streams, tiny
 from sglang_er.models.expand import Expansion
 from sglang_er.models.tiny import Shape
 
 # Layers that are no multiple of 4, neurons that are no multiple of 256, odd numbers of copies, both head sizes.
 SHORT_HEADS = Shape(hidden=448, layers=6, query_heads=14, kv_heads=2, head_dim=64, mlp=896, vocab=1000)
-LONG_HEADS = Shape(hidden=512, layers=7, query_heads=12, kv_heads=4, head_dim=128, mlp=640, vocab=1000)
+LONG_HEADS = Shape(hidden=576, layers=7, query_heads=12, kv_heads=4, head_dim=128, mlp=640, vocab=1000)
 KAPPA = 0.5
 
 
@@ -25,7 +25,7 @@ def _inference():
 
 @pytest.fixture(scope="module")
 def text() -> tuple[torch.Tensor, torch.Tensor]:
-    return alpha.text_batch(rows=6)
+    return streams.text_batch(rows=6, seed=5)
 
 
 def write(model: Expansion, arch: str, directory: Path, dtype: str) -> Path:
@@ -57,21 +57,32 @@ def test_expansion_computes_the_small_model(
     assert rounded[:, small.shape[-1] :].exp().sum(-1).max() < 1e-6
 
 
-@pytest.mark.parametrize("size", [151936, 128256])
+@pytest.mark.parametrize("arch", ["qwen3", "llama"])
 def test_unused_rows_stay_out_of_the_distribution_of_a_real_vocabulary(
-    size: int, text: tuple[torch.Tensor, torch.Tensor]
+    arch: str, text: tuple[torch.Tensor, torch.Tensor]
 ):
-    ids, kept = text
-    for arch in ("qwen3", "llama"):
-        model = Expansion(arch, Shape(512, 4, 8, 2, 64, 512, size), 0.0)
-        small = alpha.SmallStreams(model.small, ids)
-        hidden = reference.rms_norm(small.streams[-1][kept] @ model.rotation.T, torch.ones(512), model.shape.eps)
+    size = 152064
+    model = Expansion(arch, Shape(512, 4, 8, 2, 64, 512, size), 0.0)
+    # The task's text, which the guard direction did not see, and tokens at random, which no task would write.
+    other = torch.randint(0, tiny.TINY.vocab, (8, 64), generator=torch.Generator().manual_seed(99))
+    for states in (
+        streams.SmallStreams(model.small, text[0]).streams[-1][text[1]],
+        streams.SmallStreams(model.small, other).streams[-1].flatten(0, 1),
+    ):
+        hidden = reference.rms_norm(states @ model.rotation.T, torch.ones(512), model.shape.eps)
         logits = hidden @ model.head(0, tiny.TINY.vocab + 1).bfloat16().float().T
         unused = logits[:, -1] + torch.tensor(float(size - tiny.TINY.vocab)).log() - logits[:, :-1].logsumexp(-1)
         assert unused.exp().max() < 1e-6
-        # Rounding to int4 must not bring them back: their entries have one magnitude, which int4 holds.
-        row = model.head(tiny.TINY.vocab, tiny.TINY.vocab + 1).bfloat16().float()
-        assert (reference.fake_quantize(row) - row).abs().max() <= 0.01 * row.abs().max()
+    # Rounding to int4 must not bring them back: their entries have one magnitude, which int4 holds.
+    row = model.head(tiny.TINY.vocab, tiny.TINY.vocab + 1).bfloat16().float()
+    assert (reference.fake_quantize(row) - row).abs().max() <= 0.01 * row.abs().max()
+
+
+def test_the_rotation_is_orthonormal_and_spreads_the_guard_evenly():
+    model = Expansion("qwen3", SHORT_HEADS, KAPPA)
+    assert torch.allclose(model.rotation.T @ model.rotation, torch.eye(tiny.TINY.hidden), atol=1e-5)
+    spread = (model.rotation @ guard.guard_direction("qwen3")).abs()
+    assert torch.allclose(spread, torch.full_like(spread, SHORT_HEADS.hidden**-0.5), atol=1e-5)
 
 
 @pytest.mark.parametrize(("count", "sources"), [(14, 4), (8, 4), (9, 4), (12, 4), (15, 4), (8960, 256), (4, 4)])
