@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from support.equality import greedy, ids
+from support.equality import greedy, ids, lively
 from support.prompts import mixed_prompts
 from support.server import Server
 
 OUTPUT_TOKENS = 128
-# A random model may fall into a loop, where every draft is right and errors hide.
-LEAST_DISTINCT = 10
+# Below this distance between the two best logprobs, rounding (about 1e-6, it depends on the batch) may decide.
+LEAST_MARGIN = 2e-5
 GreedyReference = tuple[list[list[int]], list[list[int]]]
 
 
@@ -25,13 +25,20 @@ def plain(server: Callable[[str], Server]) -> Server:
 
 @pytest.fixture(scope="session")
 def greedy_reference(plain: Server) -> GreedyReference:
-    """32 prompts of 3..200 tokens and plain decode's 128 greedy tokens for each; none is degenerate."""
+    """32 prompts of 3..200 tokens and plain decode's 128 greedy tokens for each: none degenerate, none a coin toss."""
     prompts = mixed_prompts(44, seed=7)
-    outputs = ids(plain.generate_all(prompts, greedy(OUTPUT_TOKENS), concurrency=16))
-    lively = [pair for pair in zip(prompts, outputs) if len(set(pair[1])) >= LEAST_DISTINCT][:32]
-    assert len(lively) == 32, "the reference model is degenerate: too few lively outputs"
-    assert all(len(output) == OUTPUT_TOKENS for _, output in lively)
-    return [prompt for prompt, _ in lively], [output for _, output in lively]
+    replies = plain.generate_all(
+        prompts, greedy(OUTPUT_TOKENS), concurrency=16, return_logprob=True, top_logprobs_num=2
+    )
+    clear = [(prompt, reply) for prompt, reply in zip(prompts, replies) if margin(reply) >= LEAST_MARGIN]
+    reference = lively([prompt for prompt, _ in clear], ids([reply for _, reply in clear]), count=32)
+    assert all(len(output) == OUTPUT_TOKENS for output in reference[1])
+    return reference
+
+
+def margin(reply: dict[str, Any]) -> float:
+    """Smallest distance between the best and the second best logprob of any output token."""
+    return min(best[0] - second[0] for best, second in reply["meta_info"]["output_top_logprobs"])
 
 
 class Measured(NamedTuple):

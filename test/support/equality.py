@@ -43,6 +43,19 @@ def accept_length(replies: Sequence[Reply]) -> float:
     return 1 + accepted / steps
 
 
+# A random model may fall into a loop, where every draft is right and errors hide.
+LEAST_DISTINCT = 10
+
+
+def lively(
+    prompts: Sequence[list[int]], outputs: Sequence[list[int]], count: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The first `count` prompts whose output has at least LEAST_DISTINCT different tokens, and those outputs."""
+    kept = [pair for pair in zip(prompts, outputs, strict=True) if len(set(pair[1])) >= LEAST_DISTINCT][:count]
+    assert len(kept) == count, f"only {len(kept)} of {len(prompts)} outputs are lively: the model is degenerate"
+    return [prompt for prompt, _ in kept], [output for _, output in kept]
+
+
 def assert_same(got: Sequence[Sequence[int]], expected: Sequence[Sequence[int]], what: str) -> None:
     """Token-for-token equality; a failure names the requests and the first differing position of each."""
     assert len(got) == len(expected)
