@@ -94,6 +94,8 @@ def find_kappa(
         alpha = attempt(kappa)
         if abs(alpha - target) <= TOLERANCE:
             return kappa, alpha
+        if kappa < MIN_KAPPA and alpha < target:
+            raise ValueError(f"target alpha {target} cannot be reached: with next to no noise it is {alpha:.4f}")
         # A draft that diverges gives no number: that is too much noise.
         low, high = (
             ((kappa, loss(alpha)), high)
