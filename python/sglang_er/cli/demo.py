@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 DEFAULT_SHAPE = "0.5b"
 DEFAULT_ARCH = "qwen3"
-GREEDY_PROMPTS = 3
-GREEDY_TOKENS = 64
+GREEDY_PROMPTS = 4
+GREEDY_TOKENS = 48
+PROBE_TOKENS = 8
+# Two pairs are the fewest that say anything about the noise.
+BLOCKS_AT_LEAST = 4
 # The whole demo's KV cache; SGLang's own default would take gigabytes.
 KV_TOKENS = 8192
 
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rollouts", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=4, metavar="N", help="most pairs of blocks (default: %(default)s)")
     parser.add_argument(
-        "--budget", type=float, default=90.0, metavar="S", help="seconds for the pairs; two are always measured"
+        "--budget", type=float, default=100.0, metavar="S", help="seconds for the pairs (default: %(default)s)"
     )
     parser.add_argument("--gamma", type=int, metavar="G", help="always draft G tokens (default: the server's policy)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the server (default: what torch chooses)")
@@ -123,9 +126,14 @@ def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progr
     policy: Mapping[str, Any] = {"policy": "threshold"}
     if args.gamma is not None:
         policy = {"policy": "fixed", "gamma": args.gamma}
-    batch = workload.make_batch(args.rollouts)
-    progress.note("the server is up; a first batch fills its prefix cache")
-    measure.run_block(client, policy, batch, on_progress=lambda text: progress.update(f"warm-up: {text}"))
+    progress.note("the server is up; a few tokens show how fast this machine is")
+    probe = workload.first_tokens(workload.make_batch(args.rollouts), PROBE_TOKENS)
+    for changes in (policy, measure.PLAIN):
+        block = measure.run_block(client, changes, probe, on_progress=lambda text: progress.update(f"probe: {text}"))
+    batch = workload.batch_within(args.rollouts, block.seconds / PROBE_TOKENS, args.budget / BLOCKS_AT_LEAST)
+    # Prompts of the same batch are in the prefix cache after the first block; then they are so for all blocks.
+    measure.run_block(client, policy, workload.first_tokens(batch, 2))
+    client.set_policy(policy)
     before = machine.look()
     chosen = report.policy_text(client.state()["policy"])
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sglang_er.models import task, tokenizer
 from sglang_er.rollout.client import Client, Response
-from sglang_er.rollout.measure import PLAIN
+from sglang_er.rollout.measure import PLAIN, send_all
 
 # bf16 logits near 20 are 1/8 apart: tokens within a few such steps can change places by rounding alone.
 NEAR_TIE_NATS = 0.5
@@ -74,16 +75,20 @@ def compare_greedy(
     max_tokens: int,
     on_progress: Callable[[str], None],
 ) -> Equality:
-    """Each prompt alone, so that nothing but the policy differs."""
+    """All prompts at once under each policy, so that the batches are alike."""
+    sampling = {"temperature": 0.0, "max_new_tokens": max_tokens}
+    jobs = [
+        partial(client.generate, tokenizer.chat_text(prompt.prompt), sampling, top_logprobs=_TOP) for prompt in prompts
+    ]
     outputs: list[list[Response]] = []
     for name, changes in (("plain", PLAIN), ("speculative", policy)):
         client.set_policy(changes)
-        outputs.append([])
-        for index, prompt in enumerate(prompts):
-            on_progress(f"{name}, prompt {index + 1} of {len(prompts)}")
-            sampling = {"temperature": 0.0, "max_new_tokens": max_tokens}
-            outputs[-1].append(client.generate(tokenizer.chat_text(prompt.prompt), sampling, top_logprobs=_TOP))
+        outputs.append(send_all(jobs, partial(_tell, on_progress, name)))
     return Equality(
         [first_difference(plain, other) for plain, other in zip(*outputs, strict=True)],
         sum(len(plain.ids) for plain in outputs[0]),
     )
+
+
+def _tell(on_progress: Callable[[str], None], name: str, done: int, total: int, seconds: float) -> None:
+    on_progress(f"{name}, {done}/{total} responses, {seconds:.0f} s")

@@ -7,13 +7,15 @@ comparable. Lengths that are left to chance differ so much from block to block t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from sglang_er.models import task
 
-# Operands of the rollouts of one batch, over and over: most are short, one in eight is long.
-OPERANDS = (3, 2, 4, 16, 2, 3, 8, 5)
+# Operands of the rollouts of one batch, over and over: most are short, one in eight is long. The first is the one to
+# measure; the others take less time on a slow or busy machine, at the price of a shorter tail.
+PROFILES = ((3, 2, 4, 16, 2, 3, 8, 5), (3, 2, 3, 10, 2, 2, 5, 4), (2, 2, 2, 5, 2, 2, 3, 2))
 _TOKENS_PER_LINE = 12
 _OPENING_TOKENS = 7
 _ANSWER_TOKENS = 6
@@ -32,13 +34,13 @@ class Rollout:
     endpoint: str
 
 
-def make_batch(size: int) -> list[Rollout]:
+def make_batch(size: int, operands: Sequence[int] = PROFILES[0]) -> list[Rollout]:
     """`size` rollouts with long-tail lengths, half of them for each endpoint; the same at every call."""
     if size < 1:
         raise ValueError(f"a batch needs at least one rollout, got {size}")
-    pools = {count: iter(_prompts_with(count)) for count in set(OPERANDS)}
+    pools = {count: iter(_prompts_with(count)) for count in set(operands)}
     rollouts = []
-    for index, count in enumerate(islice(cycle(OPERANDS), size)):
+    for index, count in enumerate(islice(cycle(operands), size)):
         try:
             prompt = next(pools[count])
         except StopIteration:
@@ -48,9 +50,25 @@ def make_batch(size: int) -> list[Rollout]:
 
 
 def greedy_prompts(count: int) -> list[task.Prompt]:
-    """Prompts for the comparison of greedy outputs, of medium length; none of them is in a batch."""
-    used = {rollout.prompt.prompt for rollout in make_batch(len(OPERANDS))}
-    return [prompt for prompt in task.load_prompts("medium") if prompt.prompt not in used][:count]
+    """Prompts for the comparison of greedy outputs, of medium length, other ones than the batches use."""
+    return task.load_prompts("medium")[-count:]
+
+
+def batch_within(size: int, step_seconds: float, block_seconds: float) -> list[Rollout]:
+    """The batch with the longest tail that plain decode, at `step_seconds` a step, ends within `block_seconds`.
+
+    The shortest one if none does: a block takes as many plain steps as its longest response has tokens.
+    """
+    for operands in PROFILES:
+        batch = make_batch(size, operands)
+        if max(rollout.max_tokens for rollout in batch) * step_seconds <= block_seconds:
+            break
+    return batch
+
+
+def first_tokens(batch: Sequence[Rollout], count: int) -> list[Rollout]:
+    """The same prompts, cut after `count` tokens."""
+    return [replace(rollout, max_tokens=count) for rollout in batch]
 
 
 def response_limit(operands: int) -> int:
