@@ -1,9 +1,128 @@
-"""Test hook inside a real server (SGLANG_ER_TEST_HOOK): deliberately wrong samplers, switched through the policy."""
+"""Deliberately wrong verifiers: what the distribution tests must be able to see.
+
+wrong_q        drafts are drawn from a sharper distribution than the one reported to the verifier.
+residual_is_p  a rejected draft is replaced by a draw from p instead of the positive part of p - q.
+bonus_from_q   when all drafts are accepted, the last token comes from the draft distribution, unverified.
+biased_draft   drafts are drawn from a distorted distribution that is reported truthfully: not an error, must pass.
+
+The functions work on tensors and serve the unit tests. `install` puts them into a real server (environment variable
+SGLANG_ER_TEST_HOOK), where POST /er/policy takes two more keys: "mutant" (a name or null) and "trace" (true: GET
+/er/state shows draft length and accept length of every step of every request, by request id).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from sglang_er.sampling.chain import ChainResult, sample_rows, verify_chain
+
+BROKEN = ("wrong_q", "residual_is_p", "bonus_from_q")
+MUTANTS = (*BROKEN, "biased_draft")
+SHARPEN = 1.5
+
+
+def distorted(probs: torch.Tensor) -> torch.Tensor:
+    """probs [..., V] sharpened; the support stays."""
+    powered = probs**SHARPEN
+    return powered / powered.sum(dim=-1, keepdim=True)
+
+
+def draft_with(mutant: str | None, q: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, Any]:
+    """(token drawn [R], q reported [R, V]) of one draft under a mutant."""
+    drawn = distorted(q) if mutant in ("wrong_q", "biased_draft") else q
+    return sample_rows(drawn, generator), drawn if mutant == "biased_draft" else q
+
+
+def verify_with(
+    mutant: str | None,
+    p: torch.Tensor,
+    q: torch.Tensor,
+    drafts: torch.Tensor,
+    generator: torch.Generator | None = None,
+) -> ChainResult:
+    """verify_chain under a mutant: same arguments, same shapes."""
+    if mutant == "residual_is_p":
+        return _residual_is_p(p, q, drafts, generator)
+    if mutant == "bonus_from_q":
+        return _bonus_from_q(p, q, drafts, generator)
+    return verify_chain(p, q, drafts, generator)
+
+
+def _residual_is_p(
+    p: torch.Tensor, q: torch.Tensor, drafts: torch.Tensor, generator: torch.Generator | None
+) -> ChainResult:
+    tokens, accept_lens = verify_chain(p, q, drafts, generator)
+    last = accept_lens.to(torch.int64)[:, None] - 1
+    rows = torch.arange(p.shape[0])
+    redrawn = sample_rows(p[rows, last.squeeze(1)], generator)
+    return ChainResult(tokens.scatter(1, last, redrawn[:, None]), accept_lens)
+
+
+def _bonus_from_q(
+    p: torch.Tensor, q: torch.Tensor, drafts: torch.Tensor, generator: torch.Generator | None
+) -> ChainResult:
+    """The chain without its last draft, which then stands in for the bonus token: drawn from q at its place."""
+    batch, gamma = drafts.shape
+    if gamma == 1:
+        return ChainResult(drafts.repeat(1, 2), torch.ones(batch, dtype=torch.int32))
+    tokens, accept_lens = verify_chain(p[:, :gamma], q[:, : gamma - 1], drafts[:, : gamma - 1], generator)
+    bonus = torch.where(accept_lens == gamma, drafts[:, -1], tokens[:, -1])
+    tokens = torch.cat([tokens[:, :-1], bonus[:, None], drafts[:, :1]], dim=1)
+    return ChainResult(tokens, accept_lens)
+
 
 def install(worker: Any) -> None:
-    """Called with the worker once it is built; replaced by the statistics tests with their mutants."""
+    """Called in the scheduler process with the worker once it is built."""
+    samplers = {None: worker.sampler_cls, **{name: sampler_class(name) for name in MUTANTS}}
+    trace: dict[str, list[tuple[int, int]]] | None = None
+    set_policy, step, describe = worker.set_policy, worker.forward_batch_generation, worker.describe
+
+    def set_policy_or_mutant(changes: dict[str, Any]) -> None:
+        nonlocal trace
+        rest = dict(changes)
+        chosen = samplers[rest.pop("mutant")] if "mutant" in rest else worker.sampler_cls
+        tracing = rest.pop("trace", None)
+        set_policy(rest)
+        worker.sampler_cls = chosen
+        if tracing is not None:
+            trace = {} if tracing else None
+
+    def traced_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        decode = batch.forward_mode.is_decode() and not batch.is_extend_in_batch
+        ids = [req.rid for req in batch.reqs] if decode and trace is not None else []
+        result = step(batch, *args, **kwargs)
+        if ids:
+            for rid, accepted in zip(ids, result.accept_lens.tolist(), strict=True):
+                trace.setdefault(rid, []).append((result.speculative_num_draft_tokens - 1, accepted))
+        return result
+
+    worker.set_policy = set_policy_or_mutant
+    worker.forward_batch_generation = traced_step
+    worker.describe = lambda: {**describe(), **({} if trace is None else {"trace": trace})}
+
+
+def sampler_class(mutant: str) -> type[Any]:
+    """StepSampler with the mutant in its rejection rule; greedy and seeded sampling stay right."""
+    from sglang_er.engine.sampler import DraftedChain, StepSampler
+    from sglang_er.sampling.filters import filtered_probs
+
+    class MutantSampler(StepSampler):
+        def draft(self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain) -> torch.Tensor:
+            if self.rule != "rejection":
+                return super().draft(logits, positions, drafted)
+            tokens, reported = draft_with(mutant, filtered_probs(logits, self.params))
+            drafted.tokens.append(tokens)
+            drafted.probs.append(reported)
+            return tokens
+
+        def verify(self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain) -> ChainResult:
+            if self.rule != "rejection":
+                return super().verify(logits, positions, drafted)
+            drafts = torch.stack(drafted.tokens, dim=1)
+            batch, gamma = drafts.shape
+            p = filtered_probs(logits, self.params.repeat(gamma + 1)).view(batch, gamma + 1, -1)
+            return verify_with(mutant, p, torch.stack(drafted.probs, dim=1), drafts)
+
+    return MutantSampler
