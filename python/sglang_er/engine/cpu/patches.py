@@ -7,6 +7,7 @@ Each replacement has the contract of the original. Registered through SGLang's H
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 
 import torch
@@ -38,6 +39,7 @@ def register() -> None:
         HookRegistry.register(target, function, HookType.REPLACE)
     HookRegistry.register("sglang.srt.utils.common.support_triton", support_triton, HookType.AROUND)
     HookRegistry.register("sglang.srt.mem_cache.allocation.get_last_loc", get_last_loc, HookType.AROUND)
+    HookRegistry.register("sglang.srt.utils.numa_utils.init_threads_binding", init_threads_binding, HookType.AROUND)
 
 
 def assign_req_to_token_pool(
@@ -83,3 +85,19 @@ def enable_batch_invariant_mode(enable_bmm: bool = True) -> None:
     the batch size do not exist here (the original refuses to start without an accelerator)."""
     del enable_bmm
     logger.warning("sglang-er: on CPU deterministic inference means seeded sampling; logits may differ by rounding")
+
+
+def init_threads_binding(original: Callable[..., str], *, numa_index: int, world_size: int) -> str:
+    """Cores of this rank. The original refuses more engines than NUMA nodes; here they share all cores, unless
+    SGLANG_CPU_OMP_THREADS_BIND divides them."""
+    from sglang.srt.utils.numa_utils import get_cpu_ids_by_node
+
+    nodes = get_cpu_ids_by_node()
+    if world_size <= len(nodes) or os.environ.get("SGLANG_CPU_OMP_THREADS_BIND", "all") != "all":
+        return original(numa_index=numa_index, world_size=world_size)
+    logger.warning(
+        "sglang-er: %d engines share the cores of %d NUMA node(s): set --er-cpu-threads to cores / engines",
+        world_size,
+        len(nodes),
+    )
+    return ",".join(nodes)
