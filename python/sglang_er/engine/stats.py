@@ -62,10 +62,11 @@ class StepStats:
         self.speculating_request_steps += len(counts)
         self.drafted_tokens += launched.gamma * len(counts)
         self.accepted_drafts += sum(counts)
-        for accepted in counts:
+        # By value, not by request: a batch of 64 holds at most gamma + 1 different counts.
+        for accepted, requests in Counter(counts).items():
             for offset in range(min(accepted + 1, launched.gamma)):
-                self.drafted_at[offset] += 1
-                self.accepted_at[offset] += offset < accepted
+                self.drafted_at[offset] += requests
+                self.accepted_at[offset] += requests if offset < accepted else 0
         return outcome
 
     def forget_pending(self) -> None:

@@ -1,0 +1,41 @@
+"""Counters attribute accept counts to the step, the draft length and the offset that they came from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang_er.engine.stats import StepStats
+from sglang_er.policy import StepState
+
+STATE = StepState(batch_size=3, context_tokens=30, gamma_limit=7, speculative_rows=3)
+
+
+def test_acceptance_by_offset_counts_only_drafts_that_were_verified():
+    stats = StepStats()
+    stats.launch_step(STATE, 3, None, 0.1)
+    outcome = stats.finish_step([0, 3, 1])
+    assert outcome is not None and list(outcome.accept_lens) == [1, 4, 2]
+    # offset 0: three verified, two kept; offset 1: two verified, one kept; offset 2: one verified, one kept
+    assert [stats.drafted_at[i] for i in range(3)] == [3, 2, 1]
+    assert [stats.accepted_at[i] for i in range(3)] == [2, 1, 1]
+    assert stats.describe()["alpha"] == [pytest.approx(2 / 3, abs=1e-4), 0.5, 1.0]
+    assert stats.describe()["accept_length"] == pytest.approx(7 / 3)
+
+
+def test_results_belong_to_the_oldest_launched_step_and_its_speculating_rows():
+    stats = StepStats()
+    stats.launch_step(STATE, 2, torch.tensor([0, 2]), 0.1)
+    stats.launch_step(STATE, 0, None, 0.1)
+    stats.finish_step([2, 0, 1])
+    assert (stats.drafted_tokens, stats.accepted_drafts, stats.speculating_request_steps) == (4, 3, 2)
+    assert stats.finish_step([0, 0, 0]).gamma == 0
+    assert (stats.request_steps, stats.committed_tokens) == (6, 9)
+    assert stats.finish_step([0]) is None
+
+
+def test_a_flush_forgets_steps_that_will_never_be_reported():
+    stats = StepStats()
+    stats.launch_step(STATE, 2, None, 0.1)
+    stats.forget_pending()
+    assert stats.finish_step([1, 1, 1]) is None
