@@ -28,6 +28,9 @@ DEFAULT_ARCH = "qwen3"
 GREEDY_PROMPTS = 4
 GREEDY_TOKENS = 48
 PROBE_TOKENS = 8
+# Where a small Xeon (2 cores, AVX-512) gains: with more than four requests a step is arithmetic, not memory traffic,
+# and drafted tokens cost as much as they bring. docs/demo.md has the measurement.
+THRESHOLDS = ((1, 5), (4, 3))
 # Two pairs are the fewest that say anything about the noise.
 BLOCKS_AT_LEAST = 4
 # The whole demo's KV cache; SGLang's own default would take gigabytes.
@@ -47,8 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", type=float, default=100.0, metavar="S", help="seconds for the pairs (default: %(default)s)"
     )
-    parser.add_argument("--gamma", type=int, metavar="G", help="always draft G tokens (default: the server's policy)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the server (default: what torch chooses)")
+    parser.add_argument("--gamma", type=int, metavar="G", help="always draft G tokens (default: by batch size)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads of the server (default: all cores, fewer if busy)"
+    )
     parser.add_argument("--port", type=int, metavar="P", help="the server's port (default: a free one)")
 
 
@@ -97,7 +102,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _demonstrate(args: argparse.Namespace, progress: Progress) -> Report:
-    from sglang_er.rollout import launcher, workload
+    from sglang_er.rollout import launcher, machine, workload
 
     workload.make_batch(args.rollouts)  # a wrong number should not cost a model first
     port = launcher.choose_port(args.port)
@@ -106,8 +111,9 @@ def _demonstrate(args: argparse.Namespace, progress: Progress) -> Report:
     if not (model / "config.json").is_file():
         raise ValueError(f"--model-path {model}: no checkpoint there (config.json is missing)")
     flags = ["--speculative-algorithm", "EFFICIENT_ROLLOUT", "--max-total-tokens", str(KV_TOKENS)]
-    if args.threads is not None:
-        flags += ["--er-cpu-threads", str(args.threads)]
+    threads = machine.fair_threads(machine.look()) if args.threads is None else args.threads
+    if threads is not None:
+        flags += ["--er-cpu-threads", str(threads)]
     log = cache_dir() / "logs" / f"demo-{port}.log"
     progress.note(f"starting the server: sglang-er serve --model-path {model} --port {port} {' '.join(flags)}")
     with launcher.running_server(
@@ -123,7 +129,7 @@ def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progr
     from sglang_er.rollout import equality, machine, measure, report, workload
 
     client = server.client
-    policy: Mapping[str, Any] = {"policy": "threshold"}
+    policy: Mapping[str, Any] = {"policy": "threshold", "thresholds": THRESHOLDS}
     if args.gamma is not None:
         policy = {"policy": "fixed", "gamma": args.gamma}
     progress.note("the server is up; a few tokens show how fast this machine is")
@@ -191,7 +197,7 @@ def _cached_model(shape: str, arch: str, progress: Progress) -> Path:
     # Not in place: of two demos that start together, both finish, and one of the two models stays.
     unfinished = model.with_name(f"{model.name}.{os.getpid()}")
     try:
-        make_model(shape, arch, unfinished, progress=progress.note)
+        make_model(shape, arch, unfinished, progress=progress.update)
         with suppress(OSError):
             unfinished.rename(model)
     finally:

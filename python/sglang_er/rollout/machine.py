@@ -26,6 +26,16 @@ def look() -> Machine:
     return Machine(_cpu_model(), cores, os.getloadavg())
 
 
+def fair_threads(machine: Machine) -> int | None:
+    """Threads for arithmetic on a machine that others keep busy: a fair share of its cores. None: no need to hold back.
+
+    Threads meet after every layer; where one of them has to wait for a core, all wait, hundreds of times a step.
+    """
+    if machine.load[0] <= 2 * machine.cores:
+        return None
+    return max(1, round(machine.cores**2 / (machine.cores + machine.load[0])))
+
+
 def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The kernel's name for the CPU; virtual machines often hide the exact model, then family and model are added."""
     fields: dict[str, str] = {}
