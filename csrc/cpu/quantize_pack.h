@@ -25,42 +25,31 @@ namespace {
 // Quantizes `valid` weights of one row's group (at least one) and writes the words of its lane.
 template <class T>
 GroupCode pack_row_group(const T* weights, int valid, int group_size, uint8_t* lane_words) {
-  float values[kMaxGroupSize];
-  values[0] = 0.0f;  // GCC does not see that valid > 0
+  float values[kMaxGroupSize + 64];  // not 4096 bytes: same offsets in both arrays would stall the loads
+  values[0] = 0.0f;                  // GCC does not see that valid > 0
   uint32_t levels[kMaxGroupSize];
   for (int k = 0; k < valid; ++k) values[k] = to_float(weights[k]);
-  // 16 running minima and maxima: the compiler may keep them in vectors.
-  float lows[16], highs[16];
-  for (int lane = 0; lane < 16; ++lane) lows[lane] = highs[lane] = values[0];
-  int k = 0;
-  for (; k + 16 <= valid; k += 16) {
-    for (int lane = 0; lane < 16; ++lane) {
-      const float value = values[k + lane];
-      lows[lane] = value < lows[lane] ? value : lows[lane];
-      highs[lane] = value > highs[lane] ? value : highs[lane];
-    }
-  }
-  for (; k < valid; ++k) {
-    lows[0] = values[k] < lows[0] ? values[k] : lows[0];
-    highs[0] = values[k] > highs[0] ? values[k] : highs[0];
-  }
-  float low = lows[0], high = highs[0];
-  for (int lane = 1; lane < 16; ++lane) {
-    low = lows[lane] < low ? lows[lane] : low;
-    high = highs[lane] > high ? highs[lane] : high;
+  float low = values[0], high = values[0];
+#pragma omp simd reduction(min : low) reduction(max : high)
+  for (int k = 1; k < valid; ++k) {
+    low = values[k] < low ? values[k] : low;
+    high = values[k] > high ? values[k] : high;
   }
   const GroupCode code = group_code(low, high);
 
-  for (k = 0; k < valid; ++k) levels[k] = static_cast<uint32_t>(quantize_value(values[k], code));
-  for (; k < group_size; ++k) levels[k] = 0;
-  for (int word = 0; word < group_size / kWeightsPerWord; ++word) {
-    uint32_t bits = 0;
-    for (int half = 0; half < 2; ++half) {
-      for (int position = 0; position < 4; ++position) {
-        bits |= levels[nibble_input(group_size, word, half, position)] << nibble_shift(half, position);
-      }
+  for (int k = 0; k < valid; ++k) levels[k] = static_cast<uint32_t>(quantize_value(values[k], code));
+  for (int k = valid; k < group_size; ++k) levels[k] = 0;
+  // Position by position, so that neighbouring words take neighbouring levels (nibble_input).
+  const int words = group_size / kWeightsPerWord;
+  uint32_t packed[kMaxGroupSize / kWeightsPerWord] = {};
+  for (int position = 0; position < 4; ++position) {
+    const uint32_t* run = levels + nibble_input(group_size, 0, 0, position);
+    for (int word = 0; word < words; ++word) {
+      packed[word] |= (run[2 * word] | run[2 * word + 1] << nibble_shift(1, 0)) << nibble_shift(0, position);
     }
-    std::memcpy(lane_words + word * kWordBytes, &bits, sizeof(bits));
+  }
+  for (int word = 0; word < words; ++word) {
+    std::memcpy(lane_words + word * kWordBytes, &packed[word], sizeof(packed[word]));
   }
   return code;
 }

@@ -13,7 +13,7 @@ struct Portable {
     uint32_t lane[kRowBlock];
   };
   static constexpr int kOperands = 8;
-  static constexpr int kMaxTile = 4;
+  static constexpr int kMaxTile = 2;  // more accumulators than SSE2 registers spill, tenfold slower
   static constexpr int blocks_at_once(int) { return 1; }
 
   SGLANG_ER_INLINE static Lanes zero() { return {}; }
