@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
@@ -46,14 +44,12 @@ def any_standard_row(batch: ScheduleBatch) -> bool:
     )
 
 
-def speculating_rows(batch: ScheduleBatch) -> torch.Tensor | None:
-    """int64 indices of the rows to draft for, ascending; None when that is every row."""
+def speculating_rows(batch: ScheduleBatch) -> list[int] | None:
+    """Indices of the rows to draft for, ascending; None when that is every row. Host data: no device sync."""
     if not any_standard_row(batch):
         return None
     index = [i for i, req in enumerate(batch.reqs) if speculates(req)]
-    if len(index) == len(batch.reqs):
-        return None
-    return torch.tensor(index, dtype=torch.int64, device=batch.seq_lens.device)
+    return None if len(index) == len(batch.reqs) else index
 
 
 def tokens_left(reqs: list[Req]) -> int:

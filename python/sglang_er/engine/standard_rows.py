@@ -12,6 +12,8 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
+from sglang_er.engine.rows import speculates
+
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -58,11 +60,9 @@ def merge(
     return all_tokens, all_lens
 
 
-def merge_logprobs(
-    standard: StandardSample, output: Any, batch: ScheduleBatch, speculating: torch.Tensor, width: int
-) -> None:
+def merge_logprobs(standard: StandardSample, output: Any, batch: ScheduleBatch, width: int) -> None:
     """Put the standard rows' logprobs (of the penalized, masked distribution) over those made from raw logits."""
-    others = sorted(set(range(len(batch.reqs))) - set(speculating.tolist()))
+    others = [i for i, req in enumerate(batch.reqs) if not speculates(req)]
     output.next_token_logprobs[others, 0] = standard.output.next_token_logprobs[others]
     for name in (
         "next_token_top_logprobs_val",

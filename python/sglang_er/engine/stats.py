@@ -7,12 +7,9 @@ own acceptance metrics assume a fixed one. A queue of launched steps makes the c
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from sglang_er.policy import StepOutcome, StepState
-
-if TYPE_CHECKING:
-    import torch
 
 
 class _Launched(NamedTuple):
@@ -39,12 +36,11 @@ class StepStats:
         self.drafted_at: Counter[int] = Counter()
         self.accepted_at: Counter[int] = Counter()
 
-    def launch_step(self, state: StepState, gamma: int, speculating: torch.Tensor | None, seconds: float) -> None:
-        """`speculating`: int64 row indices that were drafted for, None = all; `seconds`: host time of the step."""
+    def launch_step(self, state: StepState, gamma: int, speculating: list[int] | None, seconds: float) -> None:
+        """`speculating`: indices of the rows that were drafted for, None = all; `seconds`: host time of the step."""
         self.steps_by_gamma[gamma] += 1
         self.seconds_by_gamma[gamma] += seconds
-        index = None if speculating is None else speculating.tolist()
-        self._pending.append(_Launched(state, gamma, index, seconds))
+        self._pending.append(_Launched(state, gamma, speculating, seconds))
 
     def finish_step(self, correct_drafts: list[int]) -> StepOutcome | None:
         """Take the counts of the oldest launched step; None if it is unknown (reset in between)."""

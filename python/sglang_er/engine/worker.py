@@ -123,9 +123,9 @@ class EfficientRolloutWorker(BaseSpecWorker):
             on_publish(result.new_seq_lens)
         return result
 
-    def _step_state(self, batch: ScheduleBatch, speculating: torch.Tensor | None) -> StepState:
+    def _step_state(self, batch: ScheduleBatch, speculating: list[int] | None) -> StepState:
         """What the policy may know. gamma_limit: config, context end, and tokens that the requests may still emit."""
-        reqs = batch.reqs if speculating is None else [batch.reqs[i] for i in speculating.tolist()]
+        reqs = batch.reqs if speculating is None else [batch.reqs[i] for i in speculating]
         longest, total = self._context_lengths(batch)
         limit = min(
             self.config.gamma_max,
@@ -181,8 +181,11 @@ class EfficientRolloutWorker(BaseSpecWorker):
         return result
 
     def _speculative_step(
-        self, batch: ScheduleBatch, gamma: int, speculating: torch.Tensor | None
+        self, batch: ScheduleBatch, gamma: int, rows_to_draft: list[int] | None
     ) -> GenerationBatchResult:
+        speculating = None
+        if rows_to_draft is not None:
+            speculating = torch.tensor(rows_to_draft, dtype=torch.int64).to(batch.seq_lens.device, non_blocking=True)
         committed = batch.seq_lens.to(torch.int64)
         bonus = batch.spec_info.bonus_tokens.to(torch.int64)
         chain = forward.make_chain(self.model_runner, batch.req_pool_indices, committed, gamma)
@@ -245,7 +248,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         if batch.return_logprob:
             compute_spec_logprobs(batch, output, tokens.reshape(-1), chain_stride=width)
             if standard is not None:
-                standard_rows.merge_logprobs(standard, output, batch, speculating, width)
+                standard_rows.merge_logprobs(standard, output, batch, width)
         bonus = tokens.gather(1, accept_lens[:, None].to(torch.int64) - 1).squeeze(1)
         result.next_token_ids = tokens.reshape(-1)
         result.accept_lens = accept_lens

@@ -14,7 +14,7 @@ import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_er.engine.cpu.attention import create_cpu_attention_backend
-from sglang_er.engine.cpu.platform import ATTENTION_BACKEND
+from sglang_er.engine.cpu.platform import ATTENTION_BACKEND, allow_attention_backend
 from sglang_er.sampling.gumbel import murmur_hash32
 
 logger = logging.getLogger(__name__)
@@ -22,13 +22,10 @@ logger = logging.getLogger(__name__)
 
 def register() -> None:
     """Register the attention backend's name and every replacement (idempotence is the caller's business)."""
-    from sglang.srt.arg_groups import choices
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
     ATTENTION_BACKENDS[ATTENTION_BACKEND] = create_cpu_attention_backend
-    choices.add_attention_backend_choices([ATTENTION_BACKEND])
-    choices.add_deterministic_attention_backend_choices([ATTENTION_BACKEND])
-    choices.add_radix_supported_deterministic_attention_backend_choices([ATTENTION_BACKEND])
+    allow_attention_backend()
 
     replace = {
         "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": assign_req_to_token_pool,

@@ -22,6 +22,19 @@ _STOCK_CPU_BACKENDS = ("intel_amx", "torch_native")
 DEFAULT_MAX_TOTAL_TOKENS = 16384
 
 
+def allow_attention_backend() -> None:
+    """Put our backend on SGLang's lists of known and of deterministic ones; calling it again does nothing."""
+    from sglang.srt.arg_groups import choices
+
+    for known in (
+        choices.ATTENTION_BACKEND_CHOICES,
+        choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES,
+        choices.RADIX_SUPPORTED_DETERMINISTIC_ATTENTION_BACKEND,
+    ):
+        if ATTENTION_BACKEND not in known:
+            known.append(ATTENTION_BACKEND)
+
+
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     """Text models on a plain CPU: torch kernels, our attention backend, paged slots without Triton."""
 
@@ -31,6 +44,8 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def apply_server_args_defaults(self, server_args) -> None:  # type: ignore[no-untyped-def]
         """Fill in what the user left open; an explicit flag always wins."""
+        # Here too, because frameworks resolve their arguments without loading any plugin.
+        allow_attention_backend()
         if server_args.attention_backend in (None, *_STOCK_CPU_BACKENDS):
             server_args.attention_backend = ATTENTION_BACKEND
         if server_args.max_total_tokens is None:
