@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "another value it is searched, which takes minutes)",
     )
     parser.add_argument(
-        "--kappa", type=float, metavar="K", help="the noise level itself, 0..2, in place of a target alpha"
+        "--kappa", type=float, metavar="K", help="the noise level itself, 0..16, in place of a target alpha"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights; the trained ones do not change")

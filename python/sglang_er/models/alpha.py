@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sglang_er.models import reference, tiny
 from sglang_er.models.expand import Expansion
+from sglang_er.models.make import MAX_KAPPA
 from sglang_er.models.streams import SmallStreams, layer_of
 from sglang_er.models.tiny import TINY
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCE = 0.004
-MAX_KAPPA = 2.0
-FIRST_KAPPA = 0.7
+FIRST_KAPPA = 3.0
 MIN_KAPPA = 0.02
 MAX_TRIES = 20
 
@@ -73,7 +73,7 @@ def measure(model: Expansion, ids: torch.Tensor, kept: torch.Tensor, shared_kv: 
 def find_kappa(
     alpha_of: Callable[[float], float], target: float, progress: Callable[[str], None] = lambda line: None
 ) -> tuple[float, float]:
-    """The kappa in 0..2 whose alpha is within 0.004 of `target`, and that alpha.
+    """The kappa in 0..16 whose alpha is within 0.004 of `target`, and that alpha.
 
     Bisection, sped up by interpolating log(1 - alpha), which is smoother than alpha. alpha falls as kappa grows.
     Raises ValueError for a `target` above what kappa near 0 gives or that no kappa meets.

@@ -21,6 +21,7 @@ SHAPES = ("tiny", *sizes.BIG_SHAPES, "flat")
 ARCHITECTURES = flat.ARCHITECTURES
 DTYPES = ("bfloat16", "float32")
 DEFAULT_ALPHA = 0.95
+MAX_KAPPA = 16.0
 _TASK = "It solves the written-out addition task of `sglang_er.models.task`."
 
 
@@ -39,8 +40,8 @@ def _check_target(shape: str, target_alpha: float | None, kappa: float | None) -
             raise ValueError(f"{name} applies to {', '.join(sizes.BIG_SHAPES)}, not to --shape {shape}")
     if target_alpha is not None and kappa is not None:
         raise ValueError("--target-alpha and --kappa exclude each other")
-    if kappa is not None and not 0.0 <= kappa <= 2.0:
-        raise ValueError(f"--kappa must be in 0..2, got {kappa}")
+    if kappa is not None and not 0.0 <= kappa <= MAX_KAPPA:
+        raise ValueError(f"--kappa must be in 0..{MAX_KAPPA:.0f}, got {kappa}")
     if kappa is not None or shape not in sizes.BIG_SHAPES:
         return None
     target = DEFAULT_ALPHA if target_alpha is None else target_alpha

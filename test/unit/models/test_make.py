@@ -148,7 +148,7 @@ def test_the_kappa_table_holds_public_sizes_at_the_default_alpha():
         (["--shape", "0.5b", "--target-alpha", "1.2"], "below 1, got 1.2"),
         (["--shape", "0.5b", "--target-alpha", "nan"], "below 1, got nan"),
         (["--shape", "flat", "--kappa", "0.5"], "--kappa applies to 0.5b, 1.5b, 7b"),
-        (["--shape", "0.5b", "--kappa", "-1"], "--kappa must be in 0..2"),
+        (["--shape", "0.5b", "--kappa", "-1"], "--kappa must be in 0..16"),
         (["--shape", "0.5b", "--kappa", "0.5", "--target-alpha", "0.9"], "exclude each other"),
         (["--shape", "0.5b", "--arch", "mistral"], "no size for --arch mistral --shape 0.5b"),
         (["--shape", "tiny", "--arch", "qwen3_moe"], "no architecture 'qwen3_moe'"),
