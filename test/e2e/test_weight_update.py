@@ -149,8 +149,9 @@ def test_update_from_distributed(updated_spec: Any, fresh: list[Reply]) -> None:
         post_weights(spec, updated_spec.checkpoints[1])
         measure(spec, updated_spec)
         epoch = spec.state()["twin"]["weight_epoch"]
-        command = [sys.executable, trainer.__file__, spec.url, str(updated_spec.checkpoints[0])]
-        sent = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        command = [sys.executable, "-m", trainer.__name__, spec.url, str(updated_spec.checkpoints[0])]
+        home = str(Path(trainer.__file__).parents[1])
+        sent = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=home)
         assert sent.returncode == 0, sent.stderr[-3000:]
         assert spec.state()["twin"]["weight_epoch"] > epoch
         assert_is_seed_0(updated_spec, fresh, "after update_weights_from_distributed")

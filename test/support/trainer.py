@@ -17,6 +17,10 @@ GROUP = "trainer"
 def main(url: str, checkpoint: Path) -> None:
     import requests
     import torch.distributed as dist
+
+    from sglang_er.compat import torchvision_shim
+
+    torchvision_shim.install()
     from safetensors.torch import load_file
     from sglang.srt.utils import init_custom_process_group
 
