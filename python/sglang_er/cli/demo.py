@@ -116,12 +116,15 @@ def _demonstrate(args: argparse.Namespace, progress: Progress) -> Report:
         flags += ["--er-cpu-threads", str(threads)]
     log = cache_dir() / "logs" / f"demo-{port}.log"
     progress.note(f"starting the server: sglang-er serve --model-path {model} --port {port} {' '.join(flags)}")
-    with launcher.running_server(
-        model, port, log, flags, lambda seconds: progress.update(f"the server starts, {seconds:.0f} s")
-    ) as server:
-        report = _measure(args, model, server, progress)
-    # A log is kept where something went wrong.
-    log.unlink(missing_ok=True)
+    try:
+        with launcher.running_server(
+            model, port, log, flags, lambda seconds: progress.update(f"the server starts, {seconds:.0f} s")
+        ) as server:
+            report = _measure(args, model, server, progress)
+    except KeyboardInterrupt:
+        log.unlink(missing_ok=True)
+        raise
+    log.unlink(missing_ok=True)  # kept where something went wrong
     return report
 
 
@@ -197,7 +200,9 @@ def _cached_model(shape: str, arch: str, progress: Progress) -> Path:
     # Not in place: of two demos that start together, both finish, and one of the two models stays.
     unfinished = model.with_name(f"{model.name}.{os.getpid()}")
     try:
-        make_model(shape, arch, unfinished, progress=progress.update)
+        make_model(
+            shape, arch, unfinished, progress=lambda line: progress.update(line.replace(unfinished.name, model.name))
+        )
         with suppress(OSError):
             unfinished.rename(model)
     finally:

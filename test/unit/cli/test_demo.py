@@ -1,0 +1,98 @@
+"""`sglang-er demo` around the measurement: the model's cache, exit codes, one line for every mistake."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_er.cli import demo
+from sglang_er.models import make
+from sglang_er.rollout.errors import RolloutError
+from sglang_er.rollout.progress import Progress
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    return parser.parse_args(list(words))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """Directories that make_model was asked to fill; nothing real is made."""
+    asked: list[Path] = []
+
+    def make_model(shape, arch, out, progress):
+        asked.append(out)
+        out.mkdir(parents=True)
+        (out / "config.json").write_text("{}")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(make, "make_model", make_model)
+    return asked
+
+
+def test_the_model_is_made_once_and_never_in_place(made):
+    progress = Progress(io.StringIO())
+    first = demo._cached_model("tiny", "qwen3", progress)
+    assert demo._cached_model("tiny", "qwen3", progress) == first
+    assert len(made) == 1 and made[0] != first
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert demo._cached_model("tiny", "llama", progress) != first
+
+
+def test_a_model_that_cannot_be_made_leaves_nothing_behind(made, monkeypatch):
+    def fails(shape, arch, out, progress):
+        out.mkdir(parents=True)
+        raise ValueError("no such size")
+
+    monkeypatch.setattr(make, "make_model", fails)
+    with pytest.raises(ValueError):
+        demo._cached_model("tiny", "qwen3", Progress(io.StringIO()))
+    assert not list((demo.cache_dir() / "models").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        (RolloutError("the server ended"), 1, "the server ended"),
+        (ValueError("no checkpoint there"), 2, "no checkpoint there"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_every_failure_is_one_line_with_its_exit_code(outcome, code, said, monkeypatch, capsys):
+    def fails(args, progress):
+        raise outcome
+
+    monkeypatch.setattr(demo, "_demonstrate", fails)
+    assert demo.run(arguments()) == code
+    error = capsys.readouterr().err
+    assert error.startswith("sglang-er demo: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("wrong", "code"), [(0, 0), (1, 1)])
+def test_wrong_outputs_fail_the_demo(wrong, code, monkeypatch):
+    report = SimpleNamespace(text=lambda: "the table", equality=SimpleNamespace(wrong=wrong))
+    monkeypatch.setattr(demo, "_demonstrate", lambda args, progress: report)
+    assert demo.run(arguments()) == code
+
+
+def test_a_batch_without_rollouts_is_refused_before_anything_is_made(made, capsys):
+    assert demo.run(arguments("--rollouts", "0")) == 2
+    assert "--rollouts must be at least 1" in capsys.readouterr().err
+    assert not made
+
+
+def test_progress_in_a_log_is_whole_lines_now_and_then():
+    log = io.StringIO()
+    progress = Progress(log)
+    for _ in range(100):
+        progress.update("moving")
+    progress.note("done")
+    progress.close()
+    lines = log.getvalue().splitlines()
+    assert len(lines) <= 2 and lines[-1].endswith("done") and "\r" not in log.getvalue()
