@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from sglang_er.engine.stats import StepStats
 from sglang_er.policy import StepState
@@ -25,7 +24,7 @@ def test_acceptance_by_offset_counts_only_drafts_that_were_verified():
 
 def test_results_belong_to_the_oldest_launched_step_and_its_speculating_rows():
     stats = StepStats()
-    stats.launch_step(STATE, 2, torch.tensor([0, 2]), 0.1)
+    stats.launch_step(STATE, 2, [0, 2], 0.1)
     stats.launch_step(STATE, 0, None, 0.1)
     stats.finish_step([2, 0, 1])
     assert (stats.drafted_tokens, stats.accepted_drafts, stats.speculating_request_steps) == (4, 3, 2)
