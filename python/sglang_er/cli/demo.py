@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 from sglang_er import __version__
 
 if TYPE_CHECKING:
+    from sglang_er.rollout.client import Client
     from sglang_er.rollout.launcher import ServerProcess
     from sglang_er.rollout.progress import Progress
     from sglang_er.rollout.report import Report
+    from sglang_er.rollout.workload import Rollout
 
 DEFAULT_SHAPE = "0.5b"
 DEFAULT_ARCH = "qwen3"
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rollouts", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=4, metavar="N", help="most pairs of blocks (default: %(default)s)")
     parser.add_argument(
-        "--budget", type=float, default=100.0, metavar="S", help="seconds for the pairs (default: %(default)s)"
+        "--budget", type=float, default=120.0, metavar="S", help="seconds for the pairs (default: %(default)s)"
     )
     parser.add_argument("--gamma", type=int, metavar="G", help="always draft G tokens (default: by batch size)")
     parser.add_argument(
@@ -136,10 +138,7 @@ def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progr
     if args.gamma is not None:
         policy = {"policy": "fixed", "gamma": args.gamma}
     progress.note("the server is up; a few tokens show how fast this machine is")
-    probe = workload.first_tokens(workload.make_batch(args.rollouts), PROBE_TOKENS)
-    for changes in (policy, measure.PLAIN):
-        block = measure.run_block(client, changes, probe, on_progress=lambda text: progress.update(f"probe: {text}"))
-    batch = workload.batch_within(args.rollouts, block.seconds / PROBE_TOKENS, args.budget / BLOCKS_AT_LEAST)
+    batch = _fitting_batch(client, policy, args, progress)
     # Prompts of the same batch are in the prefix cache after the first block; then they are so for all blocks.
     measure.run_block(client, policy, workload.first_tokens(batch, 2))
     client.set_policy(policy)
@@ -161,6 +160,21 @@ def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progr
     card = _card(model)
     name = f"{card.get('arch', 'unknown')} {card.get('shape', model.name)}, layer sizes of {card.get('sizes_of', '?')}"
     return report.Report(name, card.get("alpha"), before, chosen, batch, comparison, equal)
+
+
+def _fitting_batch(
+    client: Client, policy: Mapping[str, Any], args: argparse.Namespace, progress: Progress
+) -> list[Rollout]:
+    """The batch that this machine, now, decodes in the time for a block."""
+    from sglang_er.rollout import measure, workload
+
+    probe = workload.first_tokens(workload.make_batch(args.rollouts), PROBE_TOKENS)
+    seconds = []
+    # The first block warms up what is compiled or allocated at first use.
+    for changes, rollouts in ((policy, probe), (measure.PLAIN, probe), (measure.PLAIN, probe[:1])):
+        block = measure.run_block(client, changes, rollouts, on_progress=lambda text: progress.update(f"probe: {text}"))
+        seconds.append(block.seconds / PROBE_TOKENS)
+    return workload.batch_within(args.rollouts, seconds[2], seconds[1], args.budget / BLOCKS_AT_LEAST)
 
 
 def _card(model: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sglang_er.models import task
 
 # Operands of the rollouts of one batch, over and over: most are short, one in eight is long. The first is the one to
 # measure; the others take less time on a slow or busy machine, at the price of a shorter tail.
-PROFILES = ((3, 2, 4, 16, 2, 3, 8, 5), (3, 2, 3, 10, 2, 2, 5, 4), (2, 2, 2, 5, 2, 2, 3, 2))
+PROFILES = ((3, 2, 4, 20, 2, 3, 8, 5), (2, 2, 3, 14, 2, 2, 5, 3), (2, 2, 2, 8, 2, 2, 3, 2))
 _TOKENS_PER_LINE = 12
 _OPENING_TOKENS = 7
 _ANSWER_TOKENS = 6
@@ -54,14 +54,21 @@ def greedy_prompts(count: int) -> list[task.Prompt]:
     return task.load_prompts("medium")[-count:]
 
 
-def batch_within(size: int, step_seconds: float, block_seconds: float) -> list[Rollout]:
-    """The batch with the longest tail that plain decode, at `step_seconds` a step, ends within `block_seconds`.
+def plain_seconds(batch: Sequence[Rollout], alone: float, together: float) -> float:
+    """How long plain decode takes: a step costs `alone` seconds for one request, `together` for the whole batch, and
+    in between what a straight line says."""
+    lengths = sorted((rollout.max_tokens for rollout in batch), reverse=True)
+    slope = (together - alone) / max(1, len(batch) - 1)
+    # While k requests run, the k-th longest has not ended yet.
+    steps = [length - shorter for length, shorter in zip(lengths, [*lengths[1:], 0])]
+    return sum(count * (alone + slope * running) for running, count in enumerate(steps))
 
-    The shortest one if none does: a block takes as many plain steps as its longest response has tokens.
-    """
+
+def batch_within(size: int, alone: float, together: float, block_seconds: float) -> list[Rollout]:
+    """The batch with the longest tail that plain decode ends within `block_seconds`; the shortest one if none does."""
     for operands in PROFILES:
         batch = make_batch(size, operands)
-        if max(rollout.max_tokens for rollout in batch) * step_seconds <= block_seconds:
+        if plain_seconds(batch, alone, together) <= block_seconds:
             break
     return batch
 

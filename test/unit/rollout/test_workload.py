@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from statistics import mean
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_limit_has_room_for_a_whole_response_without_checks(operands):
 
 
 def test_a_slow_machine_gets_a_shorter_tail_and_a_hopeless_one_the_shortest():
-    quick, slow, hopeless = (workload.batch_within(8, seconds, 25.0) for seconds in (0.01, 0.15, 10.0))
+    quick, slow, hopeless = (workload.batch_within(8, s, 2 * s, 25.0) for s in (0.01, 0.08, 10.0))
     longest = [max(rollout.max_tokens for rollout in batch) for batch in (quick, slow, hopeless)]
     assert longest[0] > longest[1] > longest[2]
     assert hopeless == workload.make_batch(8, workload.PROFILES[-1])
@@ -44,6 +45,12 @@ def test_a_slow_machine_gets_a_shorter_tail_and_a_hopeless_one_the_shortest():
 def test_an_impossible_batch_is_refused_in_one_line(size, words):
     with pytest.raises(ValueError, match=words):
         workload.make_batch(size)
+
+
+def test_plain_seconds_count_every_step_at_the_batch_that_still_runs():
+    batch = [replace(rollout, max_tokens=n) for rollout, n in zip(workload.make_batch(3), (10, 40, 20))]
+    # 10 steps of three requests, 10 of two, 20 of one
+    assert workload.plain_seconds(batch, alone=1.0, together=3.0) == 10 * 3 + 10 * 2 + 20 * 1
 
 
 def test_greedy_prompts_are_not_those_of_the_batches():
