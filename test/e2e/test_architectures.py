@@ -26,7 +26,8 @@ SERVERS = {
     "mistral": ("dp", 4 * LAYERS + 1),
     "qwen2": ("qwen2", 4 * LAYERS + 1),
 }
-ARCHITECTURES = [pytest.param(arch, marks=[pytest.mark.full] if arch == "qwen2" else []) for arch in SERVERS]
+MARKS = {"qwen2": [pytest.mark.full], "mistral": [pytest.mark.last]}
+ARCHITECTURES = [pytest.param(arch, marks=MARKS.get(arch, [])) for arch in SERVERS]
 
 
 @pytest.fixture
@@ -78,6 +79,7 @@ def test_twin_covers_every_linear(arch: str, running: Server) -> None:
         assert twin["layers"] == SERVERS[arch][1]
 
 
+@pytest.mark.last
 def test_both_engines_speculate(server: Callable[[str], Server]) -> None:
     """--dp-size 2: the policy reaches both engines and both draft."""
     dp = server("dp")
