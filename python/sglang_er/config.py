@@ -90,7 +90,7 @@ class RolloutConfig(BaseModel):
         None, validate_default=True, description="draft lengths of policy cycle, one per step, over and over"
     )
     group_size: int = Field(
-        128, ge=32, le=4096, multiple_of=32, description="inputs of a linear layer that share one 4-bit scale"
+        128, ge=32, le=1024, multiple_of=32, description="inputs of a linear layer that share one 4-bit scale"
     )
     quantize_lm_head: bool = Field(True, description="use a 4-bit lm_head in the draft pass as well")
     requantize: bool = Field(

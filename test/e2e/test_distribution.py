@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from support.exact_model import ExactModel, sglang_probs
 from support.mutants import BROKEN
 from support.server import Server
-from support.statistics import Family, pit, uniform_p_value
+from support.uniformity import Family, pit, uniform_p_value
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

@@ -105,7 +105,8 @@ class Server:
         return self.log.read_text(errors="replace")
 
     def log_tail(self, lines: int = 60) -> str:
-        return "\n".join(self.log_text().splitlines()[-lines:])
+        # SGLang prints all its arguments in one line of many kilobytes.
+        return "\n".join(line[:300] for line in self.log_text().splitlines()[-lines:])
 
 
 def serve_command(model: Path, port: int, *flags: str) -> list[str]:

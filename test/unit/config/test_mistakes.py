@@ -32,7 +32,7 @@ def lines_of(**layers: object) -> list[str]:
         ({"gamma_max": 17}, "--er-gamma-max: gamma_max is 17; choose a number from 1 to 16"),
         ({"policy": "fix"}, "--er-policy: policy is 'fix'; choose one of fixed, threshold, cycle"),
         ({"group_size": 100}, "--er-group-size: group_size is 100; choose a multiple of 32"),
-        ({"group_size": 0}, "--er-group-size: group_size is 0; choose a number from 32 to 4096"),
+        ({"group_size": 0}, "--er-group-size: group_size is 0; choose a number from 32 to 1024"),
         ({"requantize": "perhaps"}, "--er-requantize: requantize is 'perhaps'; give true or false"),
         ({"cpu_threads": 0}, "--er-cpu-threads: cpu_threads is 0; choose a number from 1 to 1024"),
     ],

@@ -77,7 +77,7 @@ OPTIONS = {
         lambda pairs: tuple(sorted(pairs.items()))
     ),
     "gamma_schedule": st.lists(st.integers(0, 7), min_size=1).map(tuple),
-    "group_size": st.integers(1, 128).map(lambda n: 32 * n),
+    "group_size": st.integers(1, 32).map(lambda n: 32 * n),
     "quantize_lm_head": st.booleans(),
     "requantize": st.booleans(),
     "cpu_threads": st.integers(1, 64),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from support.mutants import BROKEN, draft_with, verify_with
-from support.statistics import Family, binomial_p_value, chi2_p_value, poisson_excess_p_value
+from support.uniformity import Family, binomial_p_value, chi2_p_value, poisson_excess_p_value
 
 from sglang_er.sampling import chain
 from sglang_er.sampling.chain import sample_rows, verify_chain, verify_choices

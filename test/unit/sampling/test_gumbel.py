@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.statistics import Family, chi2_p_value
+from support.uniformity import Family, chi2_p_value
 
 from sglang_er.compat import torchvision_shim
 from sglang_er.sampling.gumbel import murmur_hash32
