@@ -148,7 +148,7 @@ def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progr
     def tell(block: str, text: str, done: bool) -> None:
         (progress.note if done else progress.update)(f"{block}: {text}")
 
-    comparison = measure.compare(client, policy, batch, args.pairs, args.budget, tell)
+    comparison = measure.compare(client, policy, batch, args.pairs, args.budget, tell, server.cpu_seconds)
     equal = equality.compare_greedy(
         client,
         policy,

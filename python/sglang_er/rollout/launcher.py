@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang_er.rollout import machine
 from sglang_er.rollout.client import Client
 from sglang_er.rollout.errors import RolloutError
 
@@ -29,6 +30,10 @@ class ServerProcess:
     process: subprocess.Popen[bytes]
     log: Path
     client: Client
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the server, all of its processes together."""
+        return machine.session_cpu_seconds(self.process.pid)
 
     def check_alive(self) -> None:
         """Raises RolloutError with the log's last line if the server has ended."""

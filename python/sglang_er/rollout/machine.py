@@ -36,6 +36,20 @@ def fair_threads(machine: Machine) -> int | None:
     return max(1, round(machine.cores**2 / (machine.cores + machine.load[0])))
 
 
+def session_cpu_seconds(session: int, proc: Path = Path("/proc")) -> float:
+    """Processor time that the processes of a session have used so far; those that have ended are not counted."""
+    ticks = 0
+    for stat in proc.glob("[0-9]*/stat"):
+        try:
+            # The name in parentheses may hold spaces: count fields from behind it.
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        if int(fields[3]) == session:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The kernel's name for the CPU; virtual machines often hide the exact model, then family and model are added."""
     fields: dict[str, str] = {}

@@ -81,9 +81,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Block:
-    """One batch under one policy. `rewards` are one per response; `cut`: responses that met their token limit."""
+    """One batch under one policy. `rewards` are one per response; `cut`: responses that met their token limit.
+
+    `cpu_seconds` is the server's processor time: on a busy machine it says more than the clock on the wall.
+    """
 
     seconds: float
+    cpu_seconds: float
     tokens: int
     rewards: list[float]
     cut: int
@@ -92,6 +96,10 @@ class Block:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def tokens_per_cpu_second(self) -> float:
+        return self.tokens / self.cpu_seconds if self.cpu_seconds else 0.0
 
 
 def send(client: Client, rollout: Rollout, temperature: float) -> Response:
@@ -108,19 +116,21 @@ def run_block(
     batch: Sequence[Rollout],
     temperature: float = 1.0,
     on_progress: OnProgress | None = None,
+    cpu_clock: Callable[[], float] = time.process_time,
 ) -> Block:
-    """Switch the policy, send the batch at once, wait for all of it."""
+    """Switch the policy, send the batch at once, wait for all of it. `cpu_clock`: processor time of the server."""
     client.set_policy(policy)
     before = Steps.total(client.state())
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), cpu_clock()
     jobs = [partial(send, client, rollout, temperature) for rollout in batch]
     responses = send_all(jobs, _Progress(client, before, on_progress).report)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, cpu_clock() - cpu_started
     # Switching waits until the server is idle: only then has it counted the last step.
     client.set_policy(policy)
     steps = Steps.total(client.state()).since(before)
     return Block(
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         tokens=sum(response.tokens for response in responses),
         rewards=[task.verify(rollout.prompt, response.text) for rollout, response in zip(batch, responses)],
         cut=sum(response.finish == "length" for response in responses),
@@ -179,6 +189,13 @@ class Comparison:
     def speed_ups(self) -> list[float]:
         return [s.tokens_per_second / p.tokens_per_second for p, s in zip(self.plain, self.speculative, strict=True)]
 
+    @property
+    def cpu_speed_up(self) -> float | None:
+        """The same in processor time; None where that was not measured."""
+        pairs = zip(self.plain, self.speculative, strict=True)
+        quotients = [s.tokens_per_cpu_second / p.tokens_per_cpu_second for p, s in pairs if p.tokens_per_cpu_second]
+        return statistics.median(quotients) if quotients else None
+
 
 def compare(
     client: Client,
@@ -187,6 +204,7 @@ def compare(
     pairs: int,
     budget_s: float,
     on_progress: Callable[[str, str, bool], None],
+    cpu_clock: Callable[[], float] = time.process_time,
 ) -> Comparison:
     """Up to `pairs` pairs of blocks, fewer where the next would not fit into `budget_s` seconds.
 
@@ -202,7 +220,8 @@ def compare(
         for name in list(arms)[:: 1 if pair % 2 == 0 else -1]:
             changes, blocks = arms[name]
             label = f"pair {pair + 1}, {name}"
-            block = run_block(client, changes, batch, on_progress=partial(_tell, on_progress, label))
+            tell = partial(_tell, on_progress, label)
+            block = run_block(client, changes, batch, on_progress=tell, cpu_clock=cpu_clock)
             blocks.append(block)
             figures = f"{block.tokens} tokens in {block.seconds:.1f} s, {block.tokens_per_second:.1f} tokens/s"
             on_progress(label, figures, True)

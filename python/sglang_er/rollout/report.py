@@ -32,10 +32,13 @@ class Report:
     def text(self) -> str:
         plain, speculative = self.comparison.plain, self.comparison.speculative
         steps = all_steps(speculative)
+        cpu_speed_up = self.comparison.cpu_speed_up
         rows = [
             ("", "plain", "speculative"),
             ("tokens/s, median block", f"{median_rate(plain):.1f}", f"{median_rate(speculative):.1f}"),
             ("speed-up, median pair", "", f"{self.comparison.speed_up:.2f}x"),
+            ("tokens per CPU second", *(f"{median_cpu_rate(blocks):.1f}" for blocks in (plain, speculative))),
+            ("speed-up in CPU time", "", "-" if cpu_speed_up is None else f"{cpu_speed_up:.2f}x"),
             ("accept length (tokens/step)", *(number(all_steps(b).tokens_per_step) for b in (plain, speculative))),
             ("  of steps that drafted", "-", number(steps.accept_length)),
             ("steps by gamma", histogram(all_steps(plain)), histogram(steps)),
@@ -71,7 +74,7 @@ class Report:
         if self.machine.load[0] > self.machine.cores + 1:
             verdict += (
                 f"\nA load average of {self.machine.load[0]:.1f} on {self.machine.cores} cores: other programs "
-                "were running: expect other figures on a quiet machine."
+                "were running, the clock says little and CPU time more."
             )
         return verdict
 
@@ -86,6 +89,10 @@ def all_steps(blocks: Sequence[Block]) -> Steps:
 
 def median_rate(blocks: Sequence[Block]) -> float:
     return statistics.median(block.tokens_per_second for block in blocks)
+
+
+def median_cpu_rate(blocks: Sequence[Block]) -> float:
+    return statistics.median(block.tokens_per_cpu_second for block in blocks)
 
 
 def number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def test_a_hidden_model_name_is_completed(tmp_path: Path):
 
 def test_the_text_has_cpu_cores_and_load():
     assert machine.Machine("c", 2, (1.0, 2.0, 3.0)).text() == "c, 2 cores, load average 1.0 2.0 3.0"
+
+
+def test_processor_time_is_that_of_all_processes_of_the_session(tmp_path: Path):
+    for pid, session, user, system in ((10, 7, 300, 100), (11, 7, 50, 50), (12, 8, 900, 900)):
+        (tmp_path / str(pid)).mkdir()
+        head = f"{pid} (a name) with) S 1 7 {session} 0 -1 0 0 0 0 0 {user} {system} 0 0\n"
+        (tmp_path / str(pid) / "stat").write_text(head)
+    assert machine.session_cpu_seconds(7, tmp_path) * os.sysconf("SC_CLK_TCK") == 500

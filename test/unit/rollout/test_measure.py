@@ -54,7 +54,7 @@ def steps(gamma: int, count: int, drafted: int = 0, accepted: int = 0) -> Steps:
 
 
 def block(rate: float, gamma: int = 0) -> Block:
-    return Block(10.0, int(rate * 10), [1.0, 0.0], 0, steps(gamma, 10))
+    return Block(10.0, 20.0, int(rate * 10), [1.0, 0.0], 0, steps(gamma, 10))
 
 
 def test_counters_are_differences_of_totals_and_drop_lengths_that_did_not_occur():
@@ -87,7 +87,7 @@ def test_pairs_turn_their_order_so_that_a_drift_favours_nobody():
 
 def test_speed_up_is_the_median_of_the_pairs():
     comparison = Comparison([block(10), block(20), block(10)], [block(20), block(22), block(15)])
-    assert comparison.speed_up == pytest.approx(1.5)
+    assert comparison.speed_up == comparison.cpu_speed_up == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(
