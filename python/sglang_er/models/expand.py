@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sglang_er.models.guard import guard_direction
+from sglang_er.models.guard import guard_direction, logit_shift
 from sglang_er.models.tiny import TINY, Shape, load_weights
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Expansion:
         self.ratio = TINY.hidden / shape.hidden  # d / D
         self.shape = replace(shape, eps=TINY.eps * self.ratio, rope_theta=TINY.rope_theta)
         self.small = {name: value.float() for name, value in load_weights(arch).items()}
-        self.guard = guard_direction(arch)
+        self.guard, self.shift = guard_direction(arch), logit_shift(arch)
         self.rotation = self._make_rotation(self.guard)
         #: Big layer -> small layer that it copies; the others read as one but write 0.
         self.real = {i * shape.layers // TINY.layers: i for i in range(TINY.layers)}
@@ -207,9 +207,8 @@ class Expansion:
         if start < TINY.vocab:
             if start != 0 or stop < TINY.vocab:
                 raise ValueError("the rows of the small vocabulary are made together")
-            rows[: TINY.vocab] = self._reader(
-                "lm_head", self.small["lm_head.weight"], self.small["model.norm.weight"], torch.arange(TINY.vocab)
-            )
+            weight = self.small["lm_head.weight"] * self.small["model.norm.weight"] - self.shift
+            rows[: TINY.vocab] = self._reader("lm_head", weight, torch.ones(TINY.hidden), torch.arange(TINY.vocab))
         return rows
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

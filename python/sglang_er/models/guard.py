@@ -1,9 +1,13 @@
-"""The direction that keeps unused vocabulary rows out of the distribution: every hidden state points away from it.
+"""Two vectors that fit a small model's output matrix to a big vocabulary and to bf16.
+
+`guard_direction` keeps unused vocabulary rows out of the distribution: every final hidden state points away from it.
 
 An expansion has many more vocabulary rows than the small model. A zero row would have logit 0 and take probability; a
 row along a direction that all final hidden states oppose by a wide margin gets a very negative logit, and rounding to
 int4, which turns hidden states a little, does not bring it back. (Residual coordinate 0 is constant, so it would do for
 the exact model; but it is a small part of the final state, and the draft's rounding errors are larger than it.)
+
+`logit_shift` keeps the logits small, where bf16 is fine.
 """
 
 from __future__ import annotations
@@ -58,3 +62,21 @@ def guard_direction(arch: str) -> torch.Tensor:
             direction = torch.nn.functional.normalize(direction, dim=0)
             direction = direction - _RATE * states[(states @ direction).argmax()]
     return torch.nn.functional.normalize(direction, dim=0).clone()
+
+
+@functools.cache
+def logit_shift(arch: str) -> torch.Tensor:
+    """A vector [d] whose product with a hidden state leans towards the logits' log-sum-exp there.
+
+    Taken from every row of the output matrix it changes no probability; but the logits that matter come nearer to 0,
+    where bf16 is finer: rounding the logits then costs half as much. The strong ridge of the regression keeps it as
+    short as a row, so that rounding the rows costs no more than before.
+    """
+    import torch
+
+    weights = {name: value.float() for name, value in tiny.load_weights(arch).items()}
+    with torch.inference_mode():
+        states = hidden_states(arch)
+        level = (states @ (weights["lm_head.weight"] * weights["model.norm.weight"]).T).logsumexp(-1)
+        ridge = 10.0 * len(states) * torch.eye(tiny.TINY.hidden)
+        return torch.linalg.solve(states.T @ states + ridge, states.T @ level).clone()

@@ -125,5 +125,6 @@ def test_the_smallest_public_size_computes_the_small_model(tmp_path: Path, text:
     card = make.make_model("0.5b", "qwen3", tmp_path / "big")
     assert card.alpha == pytest.approx(make.DEFAULT_ALPHA, abs=2 * alpha.TOLERANCE)
     big = log_probabilities(tmp_path / "big", ids, "bfloat16")[kept]
-    assert alpha.overlap(small, big).mean() >= 0.998
+    # Not .998 as at the short shapes: 28 layers at this kappa cost .0010 beside the small model's own .0011.
+    assert alpha.overlap(small, big).mean() >= 0.997
     assert big[:, small.shape[-1] :].exp().sum(-1).max() < 1e-6
