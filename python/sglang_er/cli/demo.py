@@ -32,7 +32,7 @@ GREEDY_TOKENS = 48
 PROBE_TOKENS = 8
 # Where a small Xeon (2 cores, AVX-512) gains: with more than four requests a step is arithmetic, not memory traffic,
 # and drafted tokens cost as much as they bring. docs/demo.md has the measurement.
-THRESHOLDS = ((1, 5), (4, 3))
+THRESHOLDS = ((2, 3), (4, 1))
 # Two pairs are the fewest that say anything about the noise.
 BLOCKS_AT_LEAST = 4
 # The whole demo's KV cache; SGLang's own default would take gigabytes.
