@@ -31,7 +31,7 @@ def fair_threads(machine: Machine) -> int | None:
 
     Threads meet after every layer; where one of them has to wait for a core, all wait, hundreds of times a step.
     """
-    if machine.load[0] <= 2 * machine.cores:
+    if machine.load[0] <= machine.cores + 1:
         return None
     return max(1, round(machine.cores**2 / (machine.cores + machine.load[0])))
 
