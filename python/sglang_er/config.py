@@ -30,7 +30,7 @@ ENV_PREFIX = "SGLANG_ER_"
 FLAG_PREFIX = "--er-"
 MAX_GAMMA = 16
 DEFAULT_GAMMA = 3
-DEFAULT_THRESHOLDS = ((1, 5), (4, 3))
+DEFAULT_THRESHOLDS = ((2, 3), (4, 1))
 
 # What can change while a server lives: nothing was built from it.
 SWITCHABLE = frozenset({"policy", "gamma", "thresholds", "gamma_schedule", "requantize"})
