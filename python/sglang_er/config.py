@@ -30,6 +30,8 @@ ENV_PREFIX = "SGLANG_ER_"
 FLAG_PREFIX = "--er-"
 MAX_GAMMA = 16
 DEFAULT_GAMMA = 3
+# Where a small Xeon (2 cores, AVX-512) gains: with more than four requests a step is arithmetic, not memory traffic,
+# and drafted tokens cost as much as they bring. docs/decisions.md has the measurement.
 DEFAULT_THRESHOLDS = ((2, 3), (4, 1))
 
 # What can change while a server lives: nothing was built from it.

@@ -30,9 +30,6 @@ DEFAULT_ARCH = "qwen3"
 GREEDY_PROMPTS = 4
 GREEDY_TOKENS = 48
 PROBE_TOKENS = 8
-# Where a small Xeon (2 cores, AVX-512) gains: with more than four requests a step is arithmetic, not memory traffic,
-# and drafted tokens cost as much as they bring. docs/demo.md has the measurement.
-THRESHOLDS = ((2, 3), (4, 1))
 # Two pairs are the fewest that say anything about the noise.
 BLOCKS_AT_LEAST = 4
 # The whole demo's KV cache; SGLang's own default would take gigabytes.
@@ -131,10 +128,11 @@ def _demonstrate(args: argparse.Namespace, progress: Progress) -> Report:
 
 
 def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progress: Progress) -> Report:
+    from sglang_er.config import DEFAULT_THRESHOLDS
     from sglang_er.rollout import equality, machine, measure, report, workload
 
     client = server.client
-    policy: Mapping[str, Any] = {"policy": "threshold", "thresholds": THRESHOLDS}
+    policy: Mapping[str, Any] = {"policy": "threshold", "thresholds": DEFAULT_THRESHOLDS}
     if args.gamma is not None:
         policy = {"policy": "fixed", "gamma": args.gamma}
     progress.note("the server is up; a few tokens show how fast this machine is")
