@@ -105,7 +105,8 @@ class EfficientRolloutWorker(BaseSpecWorker):
         speculating = rows.speculating_rows(batch)
         state = self._step_state(batch, speculating)
         gamma = 0
-        if state.speculative_rows and state.gamma_limit > 0 and self._twin_ready():
+        if state.speculative_rows and state.gamma_limit > 0:
+            self._refresh_twin()
             gamma = max(0, min(state.gamma_limit, self.policy.choose(state)))
         result = self._speculative_step(batch, gamma, speculating) if gamma else self._plain_step(batch)
         if on_publish is not None:
@@ -137,17 +138,16 @@ class EfficientRolloutWorker(BaseSpecWorker):
             batch_size=len(batch.reqs), context_tokens=total, gamma_limit=max(0, limit), speculative_rows=len(reqs)
         )
 
-    def _twin_ready(self) -> bool:
+    def _refresh_twin(self) -> None:
+        """Remake the twin if the policy's weights changed since it was made."""
         if not self.twin.stale:
-            return True
-        if not self.config.requantize:
-            if not self._stale_reported:
-                logger.warning("sglang-er: requantize=false: drafting with a twin of an older policy (tests only)")
-                self._stale_reported = True
-            return True
-        self.twin.requantize()
-        logger.info("sglang-er: twin remade for weight epoch %d", self.twin.weight_epoch)
-        return True
+            return
+        if self.config.requantize:
+            self.twin.requantize()
+            logger.info("sglang-er: twin remade for weight epoch %d", self.twin.weight_epoch)
+        elif not self._stale_reported:
+            logger.warning("sglang-er: requantize=false: drafting with a twin of an older policy (tests only)")
+            self._stale_reported = True
 
     def _context_lengths(self, batch: ScheduleBatch) -> tuple[int, int]:
         """(longest, total) committed tokens: exact where lengths live on the host, else an upper bound without a
