@@ -1,0 +1,35 @@
+// The call of bf16_linear, as the bindings and the decoder hand it to the kernel of the active instruction
+// set.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace sglang_er::cpu {
+
+struct Bf16LinearCall {
+  const void* x;  // [M, K], x_type, rows x_stride elements apart
+  int64_t x_stride;
+  DType x_type;
+  int64_t m;
+  const void* weight;  // [N, K], weight_type, rows weight_stride elements apart: the live parameter itself
+  int64_t weight_stride;
+  DType weight_type;
+  int64_t n;
+  int64_t k;
+  const void* bias;  // [N] or null
+  DType bias_type;
+  void* out;  // [M, N], rows out_stride elements apart
+  int64_t out_stride;
+  DType out_type;
+  int threads;
+};
+
+void bf16_linear(const Bf16LinearCall& call);  // the active instruction set
+
+void bf16_linear_portable(const Bf16LinearCall& call);
+void bf16_linear_avx2(const Bf16LinearCall& call);
+void bf16_linear_avx512(const Bf16LinearCall& call);
+
+}  // namespace sglang_er::cpu
