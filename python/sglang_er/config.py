@@ -35,7 +35,9 @@ DEFAULT_GAMMA = 3
 DEFAULT_THRESHOLDS = ((2, 3), (4, 1))
 
 # What can change while a server lives: nothing was built from it.
-SWITCHABLE = frozenset({"policy", "gamma", "thresholds", "gamma_schedule", "requantize"})
+SWITCHABLE = frozenset(
+    {"policy", "gamma", "thresholds", "gamma_schedule", "requantize", "executor", "draft_activations"}
+)
 
 # Variables with our prefix that are no options (docs/configuration.md); any other unknown one is an error.
 ENV_FILE = "SGLANG_ER_CONFIG"
@@ -103,6 +105,15 @@ class RolloutConfig(BaseModel):
     )
     kernels: Literal["auto", "reference"] = Field(
         "auto", description="the fastest kernels of this machine, or the plain torch ones they are tested against"
+    )
+
+    executor: Literal["native", "wrapped"] = Field(
+        "native",
+        description="who runs decode, verify and draft forwards on a CPU: one compiled call for Llama-like models, or "
+        "SGLang's model code",
+    )
+    draft_activations: Literal["int8", "exact"] = Field(
+        "int8", description="activations in the draft pass on a CPU: rounded to 8 bits, which is faster, or as they are"
     )
 
     _set_by: dict[str, Source] = PrivateAttr(default_factory=dict)

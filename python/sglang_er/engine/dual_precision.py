@@ -7,6 +7,8 @@ the target alone.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 logger = logging.getLogger(__name__)
+
+LM_HEAD = "lm_head"
+
+# (name, where the live weight is) -> its packed copy
+Pack = Callable[[str, Callable[[], torch.Tensor]], PackedLinear]
 
 
 class DualPrecisionMethod(UnquantizedLinearMethod):
@@ -48,16 +55,17 @@ class DualPrecisionMethod(UnquantizedLinearMethod):
         self.twin.policy_changed()
 
 
-def install_twin(model: nn.Module, group_size: int, quantize_lm_head: bool) -> Twin:
+def install_twin(model: nn.Module, group_size: int, quantize_lm_head: bool, int8_activations: bool = False) -> Twin:
     """Wrap every unquantized linear of `model` and, if asked, the lm_head; returns the twin, freshly made."""
     twin = Twin()
+    pack = partial(PackedLinear, group_size=group_size, int8_activations=int8_activations)
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
-            _install_linear(twin, name, module, group_size)
+            _install_linear(twin, name, module, pack)
         elif type(module).__name__ == "FusedMoE":
             twin.skipped.append(f"{name} (MoE experts)")
     if quantize_lm_head:
-        _install_lm_head(twin, model, group_size)
+        _install_lm_head(twin, model, pack)
     else:
         twin.skipped.append("lm_head (quantize_lm_head=false)")
     if not twin.layers:
@@ -75,25 +83,25 @@ def install_twin(model: nn.Module, group_size: int, quantize_lm_head: bool) -> T
     return twin
 
 
-def _install_linear(twin: Twin, name: str, module: LinearBase, group_size: int) -> None:
+def _install_linear(twin: Twin, name: str, module: LinearBase, pack: Pack) -> None:
     method = module.quant_method
     weight = getattr(module, "weight", None)
     if type(method) is not UnquantizedLinearMethod or weight is None or weight.dim() != 2:
         twin.skipped.append(f"{name} ({type(method).__name__})")
         return
-    packed = PackedLinear(name, lambda: module.weight.data, group_size)
+    packed = pack(name, lambda: module.weight.data)
     twin.layers.append(packed)
     module.quant_method = DualPrecisionMethod(method, packed, twin)
 
 
-def _install_lm_head(twin: Twin, model: nn.Module, group_size: int) -> None:
+def _install_lm_head(twin: Twin, model: nn.Module, pack: Pack) -> None:
     """The lm_head is no LinearBase (it may be the embedding): the switch sits in the logits processor instead."""
     head = getattr(model, "lm_head", None)
     processor = getattr(model, "logits_processor", None)
     if head is None or not isinstance(processor, LogitsProcessor) or getattr(head, "bias", None) is not None:
         twin.skipped.append("lm_head (no plain lm_head on this model)")
         return
-    packed = PackedLinear("lm_head", lambda: head.weight.data, group_size)
+    packed = pack(LM_HEAD, lambda: head.weight.data)
     twin.layers.append(packed)
     exact = processor._compute_lm_head
 

@@ -15,6 +15,7 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_er.config import from_env
 from sglang_er.engine import forward, rows, standard_rows
+from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.engine.spec_inputs import DraftState
@@ -47,7 +48,14 @@ class EfficientRolloutWorker(BaseSpecWorker):
         self.speculative_num_steps = self.config.gamma_max
         self.speculative_num_draft_tokens = self.config.gamma_max + 1
         # Before the KV pool is sized, so that its profiling sees the packed weights.
-        self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
+        self.twin = install_twin(
+            self.model_runner.model,
+            self.config.group_size,
+            self.config.quantize_lm_head,
+            # Only CPUs have the kernel; elsewhere 8-bit activations bring nothing.
+            int8_activations=self.config.draft_activations == "int8" and self.device == "cpu",
+        )
+        self.drafter = make_drafter(self.model_runner, self.twin, self.config)
         self.model_runner.weight_updater = WatchedWeightUpdater(
             self.model_runner.weight_updater, self.twin.policy_changed
         )
@@ -217,9 +225,9 @@ class EfficientRolloutWorker(BaseSpecWorker):
         tokens = bonus
         if speculating is not None:
             chain, tokens = chain.rows(speculating), bonus[speculating]
-        with self.twin.draft_pass():
+        with self.drafter.draft_pass():
             for step in range(gamma):
-                logits = forward.draft_logits(self.model_runner, chain, step, tokens)
+                logits = self.drafter.logits(chain, step, tokens)
                 tokens = sampler.draft(logits, chain.committed + step, drafted)
         return drafted
 
@@ -265,6 +273,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         config = self.config.changed(changes)
         self.policy = make_policy(config)
         self.config = config
+        self.drafter.configure(config)
 
     def describe(self) -> dict[str, Any]:
         """What /server_info and /er/state show."""
@@ -273,4 +282,5 @@ class EfficientRolloutWorker(BaseSpecWorker):
             "policy": self.policy.describe(),
             "twin": self.twin.describe(),
             "steps": self.stats.describe(),
+            "forwards": self.drafter.forwards(),
         }

@@ -13,12 +13,16 @@ class PackedLinear:
     """W4 copy of one weight [N, K].
 
     The weight is read through `source` at every packing, never kept: a weight loader may swap the Parameter.
-    The packed buffers keep their addresses for life (captured graphs read them).
+    The packed buffers keep their addresses for life (captured graphs read them). `int8_activations` rounds the
+    inputs to 8 bits on the fly (W4A8).
     """
 
-    def __init__(self, name: str, source: Callable[[], torch.Tensor], group_size: int) -> None:
+    def __init__(
+        self, name: str, source: Callable[[], torch.Tensor], group_size: int, int8_activations: bool = False
+    ) -> None:
         self.name = name
         self.source = source
+        self._linear = kernels.w4a8_linear if int8_activations else kernels.w4a16_linear
         self.packed = kernels.quantize_pack(source().detach(), group_size)
 
     def repack(self) -> None:
@@ -27,7 +31,7 @@ class PackedLinear:
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N] in x's dtype, accumulated in fp32."""
-        out = kernels.w4a16_linear(x.reshape(-1, x.shape[-1]), self.packed, bias)
+        out = self._linear(x.reshape(-1, x.shape[-1]), self.packed, bias)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @property

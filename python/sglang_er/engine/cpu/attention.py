@@ -50,7 +50,8 @@ class CpuAttentionBackend(AttentionBackend):
         self.device = model_runner.device
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.token_to_kv_pool = model_runner.token_to_kv_pool
-        self.plan: BatchPlan | ExtendPlan | None = None
+        self._forward_batch: ForwardBatch | None = None
+        self._plan: BatchPlan | ExtendPlan | None = None
 
     def support_triton(self) -> bool:
         return False
@@ -58,16 +59,25 @@ class CpuAttentionBackend(AttentionBackend):
     # -- planning ------------------------------------------------------------------------------------------------
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        # The plan is made at the first attention layer: the native executor has its own and needs none.
+        self._forward_batch = forward_batch
+        self._plan = None
+
+    @property
+    def plan(self) -> BatchPlan | ExtendPlan:
+        if self._plan is None:
+            assert self._forward_batch is not None
+            self._plan = self._make_plan(self._forward_batch)
+        return self._plan
+
+    def _make_plan(self, forward_batch: ForwardBatch) -> BatchPlan | ExtendPlan:
         mode = forward_batch.forward_mode
-        if mode.is_idle():
-            self.plan = None
-        elif mode.is_target_verify():
+        if mode.is_target_verify():
             width = forward_batch.spec_info.num_tokens_per_req
-            self.plan = self._plan_batch(forward_batch, forward_batch.seq_lens + width, width)
-        elif mode.is_decode():
-            self.plan = self._plan_batch(forward_batch, forward_batch.seq_lens, 1)
-        else:
-            self.plan = self._plan_extend(forward_batch)
+            return self._plan_batch(forward_batch, forward_batch.seq_lens + width, width)
+        if mode.is_decode():
+            return self._plan_batch(forward_batch, forward_batch.seq_lens, 1)
+        return self._plan_extend(forward_batch)
 
     def _plan_batch(self, forward_batch: ForwardBatch, total_lens: torch.Tensor, width: int) -> BatchPlan:
         total = total_lens.to(torch.int64)
@@ -116,11 +126,11 @@ class CpuAttentionBackend(AttentionBackend):
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        if isinstance(self.plan, BatchPlan):
-            out = self._attend_batch(query, keys, values, layer, self.plan)
+        plan = self.plan
+        if isinstance(plan, BatchPlan):
+            out = self._attend_batch(query, keys, values, layer, plan)
         else:
-            assert self.plan is not None
-            out = self._attend_extend(query, keys, values, layer, self.plan)
+            out = self._attend_extend(query, keys, values, layer, plan)
         return out.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def _attend_batch(

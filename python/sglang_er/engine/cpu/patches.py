@@ -9,15 +9,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_er import kernels
+from sglang_er.config import from_env
+from sglang_er.engine.cpu import executor
 from sglang_er.engine.cpu.attention import create_cpu_attention_backend
 from sglang_er.engine.cpu.platform import ATTENTION_BACKEND, allow_attention_backend
 from sglang_er.sampling.gumbel import murmur_hash32
 
+if TYPE_CHECKING:
+    from sglang.srt.layers.logits_processor import LogitsProcessor
+    from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
 logger = logging.getLogger(__name__)
+
+# With more rows a linear layer is arithmetic, where torch's blocked product is faster (docs/kernels.md).
+MAX_STREAMED_ROWS = 64
 
 
 def register() -> None:
@@ -34,6 +46,12 @@ def register() -> None:
     }
     for target, function in replace.items():
         HookRegistry.register(target, function, HookType.REPLACE)
+    runner = "sglang.srt.model_executor.model_runner.ModelRunner"
+    HookRegistry.register(f"{runner}.load_model", install_executor, HookType.AFTER)
+    unquantized = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod"
+    HookRegistry.register(f"{unquantized}.apply", apply_linear, HookType.AROUND)
+    processor = "sglang.srt.layers.logits_processor.LogitsProcessor"
+    HookRegistry.register(f"{processor}._compute_lm_head", compute_lm_head, HookType.AROUND)
     HookRegistry.register("sglang.srt.utils.common.support_triton", support_triton, HookType.AROUND)
     HookRegistry.register("sglang.srt.mem_cache.allocation.get_last_loc", get_last_loc, HookType.AROUND)
     HookRegistry.register("sglang.srt.utils.numa_utils.init_threads_binding", init_threads_binding, HookType.AROUND)
@@ -58,6 +76,45 @@ def assign_req_to_token_pool(
             raise RuntimeError(f"req_to_token row of {req_to_token.shape[1]} slots cannot hold position {end - 1}")
         req_to_token[row, start:end] = out_cache_loc[taken : taken + end - start].to(req_to_token.dtype)
         taken += end - start
+
+
+def install_executor(result: Any, runner: ModelRunner, *_: Any, **__: Any) -> Any:
+    """Every server gets it, with speculation or without: plain decode must be as fast as we can make it."""
+    config = from_env()
+    runner.sglang_er_executor = None
+    executor.configure_linears(config)
+    if config.kernels == "auto":
+        executor.install(runner, config)
+    return result
+
+
+def apply_linear(
+    original: Callable[..., torch.Tensor],
+    method: UnquantizedLinearMethod,
+    layer: torch.nn.Module,
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A linear layer of few tokens streams its weight; torch's bf16 linear does that at half of memory's speed."""
+    if not executor.linear_kernels or x.dim() != 2 or x.shape[0] > MAX_STREAMED_ROWS or layer.weight.dim() != 2:
+        return original(method, layer, x, bias)
+    return kernels.bf16_linear(x, layer.weight.data, bias)
+
+
+def compute_lm_head(
+    original: Callable[..., torch.Tensor],
+    processor: LogitsProcessor,
+    hidden_states: torch.Tensor,
+    lm_head: torch.nn.Module,
+    embedding_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits by one kernel whatever the number of rows, so that a row of a wide verify pass gets those of a decode
+    step, bit for bit. fp32 hidden states (the native executor's) give fp32 logits."""
+    weight = getattr(lm_head, "weight", None)
+    plain = embedding_bias is None and not hasattr(lm_head, "set_lora")
+    if weight is None or not plain or not executor.linear_kernels:
+        return original(processor, hidden_states, lm_head, embedding_bias)
+    return kernels.bf16_linear(hidden_states, weight.data)
 
 
 def support_triton(original: Callable[[str], bool], backend: str) -> bool:

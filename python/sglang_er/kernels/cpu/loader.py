@@ -26,6 +26,7 @@ class Library:
     quantize_pack: Function
     w4a16_linear: Function
     dequantize: Function
+    make_decoder: Function
     isa: Function
     supported_isas: Function
     set_isa: Function

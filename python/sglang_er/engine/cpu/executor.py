@@ -1,0 +1,173 @@
+"""The native executor: decode, verify and draft forwards of Llama-like models in one compiled call each.
+
+Prefill and every other model run through SGLang's own modules. Both ways write the same KV pool, so a request may
+change from one to the other at any forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sglang_er.engine.cpu import decoder_model
+from sglang_er.engine.cpu.decoder_model import AddressWatch, UnsupportedModelError
+from sglang_er.engine.dual_precision import LM_HEAD, DualPrecisionMethod
+from sglang_er.kernels.cpu.decoder import Decoder
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from sglang_er.config import RolloutConfig
+    from sglang_er.engine.forward import Chain
+    from sglang_er.twin.packed_linear import PackedLinear
+    from sglang_er.twin.twin import Twin
+
+logger = logging.getLogger(__name__)
+
+# Whether linear layers outside the executor use our kernels (`patches.py` asks); one engine per process.
+linear_kernels = True
+
+
+def configure_linears(config: RolloutConfig) -> None:
+    global linear_kernels
+    linear_kernels = config.executor == "native"
+
+
+class NativeExecutor:
+    """One per model runner. `forwards` counts which way every decode, verify and draft forward took."""
+
+    def __init__(self, runner: ModelRunner, config: RolloutConfig) -> None:
+        self.runner = runner
+        self.configure(config)
+        self.forwards: Counter[str] = Counter()
+        self._watch: AddressWatch | None = None
+        self._target: Decoder | None = None
+        self._wrapped_body = runner.model.model.forward
+        self._query_begins: dict[tuple[int, int], torch.Tensor] = {}
+        # An instance attribute, found before the class's method by Module.__call__.
+        runner.model.model.forward = self._body_forward
+
+    def configure(self, config: RolloutConfig) -> None:
+        """Options changed; the server is idle."""
+        self.enabled = config.executor == "native"
+        configure_linears(config)
+        self._group_size = config.group_size
+        self._int8_activations = config.draft_activations == "int8"
+        self._draft: Decoder | None = None
+
+    # -- target --------------------------------------------------------------------------------------------------
+
+    def _body_forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        input_embeds: torch.Tensor | None = None,
+        pp_proxy_tensors: Any = None,
+        **rest: Any,
+    ) -> Any:
+        """The model without its lm_head -> hidden states after the final norm, fp32 from the native path."""
+        mode = forward_batch.forward_mode
+        short = mode.is_decode() or mode.is_target_verify()
+        plain = input_embeds is None and pp_proxy_tensors is None and not rest and input_ids.numel() > 0
+        if not (self.enabled and short and plain):
+            self.forwards["target_wrapped"] += short
+            return self._wrapped_body(input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors, **rest)
+        width = forward_batch.spec_info.num_tokens_per_req if mode.is_target_verify() else 1
+        context_lens = forward_batch.seq_lens if width == 1 else forward_batch.seq_lens + width
+        self.forwards["target_native"] += 1
+        return self._target_decoder().hidden(
+            *self._batch(
+                input_ids, positions, forward_batch.out_cache_loc, forward_batch.req_pool_indices, context_lens
+            )
+        )
+
+    def _target_decoder(self) -> Decoder:
+        if self._moved() or self._target is None:
+            pool = self.runner.token_to_kv_pool
+            config, layers = decoder_model.read(self.runner.model, pool, decoder_model.exact, None)
+            self._target = Decoder(config, layers)
+        return self._target
+
+    def _moved(self) -> bool:
+        """Parameters or KV pool lie elsewhere than when the decoders were made; both are forgotten then."""
+        if self._watch is None:
+            self._watch = AddressWatch(self.runner.model, self.runner.token_to_kv_pool)
+            return True
+        if not self._watch.moved():
+            return False
+        self._target = self._draft = None
+        return True
+
+    # -- draft ---------------------------------------------------------------------------------------------------
+
+    def prepare_draft(self, twin: Twin) -> None:
+        """Once per draft pass, before `draft_logits`."""
+        if not self._moved() and self._draft is not None:
+            return
+        model = self.runner.model
+        head = next((layer for layer in twin.layers if layer.name == LM_HEAD), None)
+        lm_head = decoder_model.exact(model.lm_head) if head is None else _packed(head)
+        config, layers = decoder_model.read(model, self.runner.token_to_kv_pool, _twin_linear, lm_head)
+        config |= {"group_size": self._group_size, "int8_activations": int(self._int8_activations)}
+        self._draft = Decoder(config, layers)
+
+    def draft_logits(self, chain: Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
+        """fp32 [B, V] after `tokens` int64 [B] at position committed + step."""
+        assert self._draft is not None
+        self.forwards["draft_native"] += 1
+        positions = chain.committed + step
+        batch = self._batch(tokens, positions, chain.slots[:, step], chain.req_pool_indices, positions + 1)
+        logits = self._draft.logits(*batch)
+        vocab_size = self.runner.model_config.vocab_size
+        return logits if logits.shape[1] == vocab_size else logits[:, :vocab_size]
+
+    # -- both ----------------------------------------------------------------------------------------------------
+
+    def _batch(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        rows: torch.Tensor,
+        context_lens: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        requests = rows.shape[0]
+        width = tokens.shape[0] // requests
+        query_begin = self._query_begins.get((requests, width))
+        if query_begin is None:
+            query_begin = torch.arange(0, requests * width + 1, width)
+            self._query_begins[(requests, width)] = query_begin
+        return (
+            tokens.to(torch.int64).contiguous(),
+            positions.to(torch.int64).contiguous(),
+            slots.to(torch.int64).contiguous(),
+            self.runner.req_to_token_pool.req_to_token,
+            rows.to(torch.int64).contiguous(),
+            query_begin,
+            context_lens.to(torch.int64).contiguous(),
+        )
+
+
+def _packed(layer: PackedLinear) -> dict[str, Any]:
+    return {"packed": layer.packed.packed, "scales_zeros": layer.packed.scales_zeros}
+
+
+def _twin_linear(module: Any) -> dict[str, Any]:
+    method = module.quant_method
+    return _packed(method.packed) if isinstance(method, DualPrecisionMethod) else decoder_model.exact(module)
+
+
+def install(runner: ModelRunner, config: RolloutConfig) -> None:
+    """Give `runner` its executor, as `runner.sglang_er_executor`, if it knows the model."""
+    try:
+        decoder_model.check(runner.model)
+    except UnsupportedModelError as reason:
+        logger.warning("sglang-er: decode, verify and draft run through SGLang's model code: %s", reason)
+        return
+    runner.sglang_er_executor = NativeExecutor(runner, config)
+    logger.info("sglang-er: decode, verify and draft forwards run in the native executor")

@@ -1,0 +1,85 @@
+"""The draft pass: who computes the logits of a drafted token.
+
+wrapped  SGLang's own model with its linears switched to the twin: the reference, and the way of every model that
+         the native executor does not know.
+native   the executor's decoder, made from the same packed weights.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sglang_er.engine import forward
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from sglang_er.config import RolloutConfig
+    from sglang_er.engine.cpu.executor import NativeExecutor
+    from sglang_er.twin.twin import Twin
+
+
+class WrappedDrafter:
+    """Also the interface: `configure`, `draft_pass`, `logits`, `forwards`."""
+
+    def __init__(self, runner: ModelRunner, twin: Twin) -> None:
+        self._runner = runner
+        self._twin = twin
+        self._counts: Counter[str] = Counter()
+
+    def configure(self, config: RolloutConfig) -> None:
+        """Options changed; the server is idle."""
+
+    def draft_pass(self) -> AbstractContextManager[None]:
+        """Around the drafted tokens of one step."""
+        return self._twin.draft_pass()
+
+    def logits(self, chain: forward.Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
+        """[B, V] after `tokens` int64 [B] at position committed + step; K and V go to the chain's slot of that step."""
+        self._counts["draft_wrapped"] += 1
+        return forward.draft_logits(self._runner, chain, step, tokens)
+
+    def forwards(self) -> dict[str, int]:
+        """How many forwards took which way since start-up."""
+        return dict(self._counts)
+
+
+class NativeDrafter(WrappedDrafter):
+    """The executor's decoder, unless it is switched off."""
+
+    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig) -> None:
+        super().__init__(runner, twin)
+        self._executor: NativeExecutor = runner.sglang_er_executor
+        self.configure(config)
+
+    def configure(self, config: RolloutConfig) -> None:
+        self._executor.configure(config)
+
+    @contextmanager
+    def _native_pass(self) -> Iterator[None]:
+        self._executor.prepare_draft(self._twin)
+        yield
+
+    def draft_pass(self) -> AbstractContextManager[None]:
+        return self._native_pass() if self._executor.enabled else super().draft_pass()
+
+    def logits(self, chain: forward.Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
+        if self._executor.enabled:
+            return self._executor.draft_logits(chain, step, tokens)
+        return super().logits(chain, step, tokens)
+
+    def forwards(self) -> dict[str, int]:
+        return {**super().forwards(), **self._executor.forwards}
+
+
+def make_drafter(runner: ModelRunner, twin: Twin, config: RolloutConfig) -> WrappedDrafter:
+    """The native one where the runner has an executor (CPU platform, a model that it knows)."""
+    if getattr(runner, "sglang_er_executor", None) is None:
+        return WrappedDrafter(runner, twin)
+    return NativeDrafter(runner, twin, config)
