@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
-from sglang_er.kernels.ops import dequantize, quantize_pack, w4a16_linear
+from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a16_linear
 from sglang_er.kernels.registry import active_implementation
 
 __all__ = [
     "LibraryError",
     "PackedWeight",
     "active_implementation",
+    "bf16_linear",
     "dequantize",
     "isa",
     "library_version",

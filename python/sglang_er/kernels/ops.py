@@ -12,9 +12,11 @@ from sglang_er.kernels.base import (
     check_matrix,
     check_vector,
 )
+from sglang_er.kernels.cpu import bf16_linear as cpu_bf16_linear
 from sglang_er.kernels.cpu import dequantize as cpu_dequantize
 from sglang_er.kernels.cpu import quantize_pack as cpu_quantize_pack
 from sglang_er.kernels.cpu import w4a16_linear as cpu_w4a16_linear
+from sglang_er.kernels.reference import bf16_linear as reference_bf16_linear
 from sglang_er.kernels.reference import dequantize as reference_dequantize
 from sglang_er.kernels.reference import quantize_pack as reference_quantize_pack
 from sglang_er.kernels.reference import w4a16_linear as reference_w4a16_linear
@@ -27,6 +29,8 @@ register("quantize_pack", Implementation(REFERENCE, None, WEIGHT_DTYPES, referen
 register("quantize_pack", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_quantize_pack.quantize_pack))
 register("w4a16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_w4a16_linear.w4a16_linear))
 register("w4a16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a16_linear.w4a16_linear))
+register("bf16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_bf16_linear.bf16_linear))
+register("bf16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_bf16_linear.bf16_linear))
 register("dequantize", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_dequantize.dequantize))
 register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize))
 
@@ -95,6 +99,43 @@ def w4a16_linear(
         check_device("out", out, x.device)
     function = resolve("w4a16_linear", x.device.type, x.dtype, implementation).function
     if x.shape[0] > 0:
+        function(x, weight, bias, out)
+    return out
+
+
+def bf16_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """``out[M, N] = x[M, K] @ weight[N, K].T + bias[N]``, accumulated in fp32, from the weight as it is stored.
+
+    Each of ``x``, ``weight``, ``bias`` and ``out`` may be bf16, fp16 or fp32 on its own (the reference takes fp64
+    too); ``out`` gets the dtype of ``x`` unless ``out_dtype`` says another. Rows may lie any distance apart. A row's
+    result does not depend on the other rows nor on the number of threads.
+    """
+    check_matrix("weight", weight, None, None)
+    check_matrix("x", x, None, weight.shape[1])
+    check_device("x", x, weight.device)
+    rows = weight.shape[0]
+    allowed = _REFERENCE_DTYPES if x.dtype == torch.float64 else _ACTIVATION_DTYPES
+    check_dtype("weight", weight, allowed)
+    if bias is not None:
+        check_vector("bias", bias, rows)
+        check_dtype("bias", bias, allowed)
+        check_device("bias", bias, x.device)
+    if out is None:
+        out = x.new_empty((x.shape[0], rows), dtype=out_dtype)
+    else:
+        check_matrix("out", out, x.shape[0], rows)
+        check_device("out", out, x.device)
+    check_dtype("out", out, allowed if out_dtype is None else frozenset({out_dtype}) & allowed)
+    function = resolve("bf16_linear", x.device.type, x.dtype, implementation).function
+    if out.numel() > 0:
         function(x, weight, bias, out)
     return out
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch  # noqa: F401  The library uses the OpenMP runtime that torch loads.
 
-LIBRARY_VERSION = 1
+LIBRARY_VERSION = 2
 """Must equal ``kLibraryVersion`` in csrc/include/sglang_er/version.h."""
 LIBRARY_PATH = Path(__file__).parent / "libsglang_er_cpu.so"
 ISA_ENVIRONMENT = "SGLANG_ER_CPU_ISA"
@@ -27,6 +27,7 @@ class Library:
     w4a16_linear: Function
     dequantize: Function
     make_decoder: Function
+    bf16_linear: Function
     isa: Function
     supported_isas: Function
     set_isa: Function
