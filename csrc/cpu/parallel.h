@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "sglang_er/macros.h"
 
@@ -31,27 +32,38 @@ SGLANG_ER_INLINE int threads_for(int threads, int64_t bytes) {
 // Calls fn(unit) for every unit in [0, units) on up to `threads` threads. A thread takes half its even share
 // of what is left at a time: neighbouring units stay on one thread, whose prefetches run from one into the
 // next, and a thread that is held up by something else on the machine takes fewer. fn must not throw.
+// fn(unit, worker) also learns which of the threads calls it, a number in [0, threads).
 template <class Fn>
 void parallel_for(int64_t units, int threads, const Fn& fn) {
+  const auto run = [](const Fn& fn, int64_t unit, int worker) {
+    if constexpr (std::is_invocable_v<const Fn&, int64_t, int>) {
+      fn(unit, worker);
+    } else {
+      fn(unit);
+    }
+  };
   if (threads > units) threads = static_cast<int>(units);
   if (threads <= 1) {
-    for (int64_t unit = 0; unit < units; ++unit) fn(unit);
+    for (int64_t unit = 0; unit < units; ++unit) run(fn, unit, 0);
     return;
   }
   struct Shared {
     const Fn& fn;
     int64_t units;
     int64_t shares;
+    decltype(run) call;
     std::atomic<int64_t> next;
-  } shared{fn, units, 2 * int64_t{threads}, 0};
+    std::atomic<int> workers;
+  } shared{fn, units, 2 * int64_t{threads}, run, 0, 0};
   const auto body = [](void* context) {
     auto& work = *static_cast<Shared*>(context);
+    const int worker = work.workers.fetch_add(1, std::memory_order_relaxed);
     int64_t begin = work.next.load(std::memory_order_relaxed);
     while (begin < work.units) {
       const int64_t share = (work.units - begin) / work.shares;
       const int64_t end = begin + (share > 1 ? share : 1);
       if (!work.next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
-      for (int64_t unit = begin; unit < end; ++unit) work.fn(unit);
+      for (int64_t unit = begin; unit < end; ++unit) work.call(work.fn, unit, worker);
       begin = work.next.load(std::memory_order_relaxed);
     }
   };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sglang_er.kernels.attention_ops import paged_attention
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
 from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a16_linear
@@ -15,6 +16,7 @@ __all__ = [
     "dequantize",
     "isa",
     "library_version",
+    "paged_attention",
     "quantize_pack",
     "set_isa",
     "supported_isas",

@@ -21,13 +21,14 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The functions that csrc/cpu/bindings.cpp exports."""
+    """The functions that csrc/cpu/*binding*.cpp export."""
 
     quantize_pack: Function
     w4a16_linear: Function
     dequantize: Function
     make_decoder: Function
     bf16_linear: Function
+    paged_attention: Function
     isa: Function
     supported_isas: Function
     set_isa: Function
