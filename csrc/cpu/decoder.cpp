@@ -139,11 +139,7 @@ void LinearWeight::operator()(const float* x, int64_t tokens, float* out, int th
     return;
   }
   const PackedShape shape{n, k, group_size};
-  if (kind == LinearKind::kW4A8) {
-    w4a8_linear({.x = x, .x_stride = k, .x_type = DType::kFloat32, .m = tokens,
-                 .packed = packed, .scales_zeros = scales_zeros, .shape = shape,
-                 .bias = bias, .bias_type = bias_type,
-                 .out = out, .out_stride = n, .out_type = DType::kFloat32, .threads = threads});
+  if (false) {
   } else {
     w4a16_linear({.x = x, .x_stride = k, .x_type = DType::kFloat32, .m = tokens,
                   .packed = packed, .scales_zeros = scales_zeros, .shape = shape,

@@ -1,24 +1,135 @@
 #include "parallel.h"
 
-#include <dlfcn.h>
+#include <pthread.h>
+#include <sched.h>
 
 #include <cstdlib>
+#include <mutex>
 #include <new>
-#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace sglang_er::cpu {
 namespace {
 
-// libgomp's entry for "#pragma omp parallel"; LLVM's and Intel's runtimes export it too.
-using GompParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
 
-GompParallel find_team_entry() {
-  void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-  if (library == nullptr) library = dlopen("libgomp.so.1", RTLD_LAZY);
-  void* entry = library == nullptr ? nullptr : dlsym(library, "GOMP_parallel");
-  if (entry == nullptr)
-    throw std::runtime_error("no OpenMP runtime found: neither PyTorch's nor libgomp.so.1");
-  return reinterpret_cast<GompParallel>(entry);
+// The state of a job in one word: its number, whether helpers may still enter, and how many are inside. One
+// word, so that entering and closing cannot cross.
+constexpr uint64_t kInsideMask = 0xFFFF;
+constexpr uint64_t kOpen = 1 << 16;
+constexpr uint64_t kNumber = 1 << 17;  // unit of the job number
+
+// A pause is 20 to 140 cycles, so a helper looks for work for about 50 microseconds, the time between two
+// forwards or less, before it sleeps: longer would take a core from the server's other processes.
+constexpr int kPausesBeforeSleep = 1500;
+constexpr int kPausesBeforeYield = 4000;
+
+class Pool {
+ public:
+  void run(void (*body)(void*), void* context, int threads) {
+    // A second caller at the same time (another thread of the process) does its work alone.
+    const std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
+    if (!owner.owns_lock() || !grow(threads - 1)) return body(context);
+    body_ = body;
+    context_ = context;
+    places_ = static_cast<uint64_t>(threads - 1);
+    const uint64_t number = (state_.load(std::memory_order_relaxed) & ~(kOpen | kInsideMask)) + kNumber;
+    state_.store(number | kOpen);
+    if (sleepers_.load() > 0) state_.notify_all();
+    body(context);
+    // Nothing is left to claim. A helper that is not inside by now has nothing to do here any more.
+    state_.fetch_and(~kOpen);
+    for (int pauses = 0; (state_.load(std::memory_order_acquire) & kInsideMask) != 0; ++pauses) {
+      if (pauses < kPausesBeforeYield) {
+        pause();
+      } else {
+        sched_yield();
+      }
+    }
+  }
+
+  // In a child after fork() the helpers are gone.
+  void forget_helpers() {
+    helpers_ = 0;
+    sleepers_.store(0);
+    state_.store(0);
+    new (&owner_) std::mutex;
+  }
+
+ private:
+  bool grow(int helpers) {
+    while (helpers_ < helpers) {
+      try {
+        std::thread([this] { help(); }).detach();
+      } catch (const std::system_error&) {
+        return helpers_ > 0;  // the process may have no more threads: fewer helpers, the same result
+      }
+      ++helpers_;
+    }
+    return true;
+  }
+
+  void help() {
+    uint64_t done = 0;  // number of the last job that this helper saw the end of
+    for (;;) {
+      uint64_t state = await_job(done);
+      done = state & ~(kOpen | kInsideMask);
+      // Enter, unless the job closes or is full meanwhile.
+      bool entered = false;
+      while ((state & kOpen) != 0 && (state & ~(kOpen | kInsideMask)) == done &&
+             (state & kInsideMask) < places_) {
+        if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) {
+          entered = true;
+          break;
+        }
+      }
+      if (!entered) continue;
+      body_(context_);
+      state_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  // Waits for an open job other than `done`.
+  uint64_t await_job(uint64_t done) {
+    for (;;) {
+      uint64_t state = 0;
+      for (int pauses = 0; pauses < kPausesBeforeSleep; ++pauses) {
+        state = state_.load(std::memory_order_acquire);
+        if ((state & kOpen) != 0 && (state & ~(kOpen | kInsideMask)) != done) return state;
+        pause();
+      }
+      sleepers_.fetch_add(1);
+      state_.wait(state);
+      sleepers_.fetch_sub(1);
+    }
+  }
+
+  std::atomic<uint64_t> state_{0};
+  std::atomic<int> sleepers_{0};
+  void (*body_)(void*) = nullptr;
+  void* context_ = nullptr;
+  std::atomic<uint64_t> places_{0};
+  int helpers_ = 0;
+  std::mutex owner_;
+};
+
+// Never destroyed: helpers may outlive the library's static objects.
+Pool& pool() {
+  static Pool& instance = []() -> Pool& {
+    auto* made = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { pool().forget_helpers(); });
+    return *made;
+  }();
+  return instance;
 }
 
 struct AlignedBuffer {
@@ -29,10 +140,7 @@ struct AlignedBuffer {
 
 }  // namespace
 
-void run_team(void (*body)(void*), void* context, int threads) {
-  static const GompParallel parallel = find_team_entry();
-  parallel(body, context, static_cast<unsigned>(threads), 0);
-}
+void run_team(void (*body)(void*), void* context, int threads) { pool().run(body, context, threads); }
 
 void* scratch(size_t bytes) {
   constexpr size_t kAlignment = 64;
