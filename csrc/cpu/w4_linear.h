@@ -37,6 +37,10 @@ constexpr int64_t kPrefetchBytes = 2048;
 
 SGLANG_ER_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
 
+// Running totals are touched once a group: a compiler that holds them in registers across the inner loop has
+// too few left for the accumulators.
+SGLANG_ER_INLINE void keep_in_memory(float* totals) { asm volatile("" : : "r"(totals) : "memory"); }
+
 // R row blocks of packed words, read side by side.
 struct Streams {
   const uint8_t* packed;
@@ -66,6 +70,18 @@ struct Panel {
 // First row of tile t when m rows are cut into `tiles` tiles of nearly equal size.
 SGLANG_ER_INLINE int64_t tile_start(int64_t m, int64_t tiles, int64_t t) { return m * t / tiles; }
 
+// A group of x in fp32, zero from `valid` on: x itself if it can be, else `buffer`.
+template <class T>
+SGLANG_ER_INLINE const float* as_floats(const T* x, int valid, int group_size, float* buffer) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (valid == group_size) return x;
+  }
+  int k = 0;
+  for (; k + kLanes <= valid; k += kLanes) store(buffer + k, load(x + k));
+  for (; k < group_size; k += kLanes) store(buffer + k, k < valid ? load_first(x + k, valid - k) : zero());
+  return buffer;
+}
+
 template <class P, class T>
 void fill_tile(const W4LinearCall& call, const Panel<P>& panel, int64_t first_row, int rows) {
   const int group_size = call.shape.group_size;
@@ -78,11 +94,8 @@ void fill_tile(const W4LinearCall& call, const Panel<P>& panel, int64_t first_ro
     for (int64_t begin = 0; begin < call.shape.cols; begin += group_size) {
       const int64_t left = call.shape.cols - begin;
       const int valid = left < group_size ? static_cast<int>(left) : group_size;
-      int k = 0;
-      for (; k + kLanes <= valid; k += kLanes) store(values + k, load(source + begin + k));
-      if (k < valid) store(values + k, load_first(source + begin + k, valid - k)), k += kLanes;
-      for (; k < group_size; k += kLanes) store(values + k, zero());
-      P::fill_group(values, group_size, x, row, rows, terms);
+      const float* group = as_floats(source + begin, valid, group_size, values);
+      P::fill_group(group, group_size, x, row, rows, terms);
       x += group_elements;
       terms += rows * P::kTerms;
     }
@@ -102,10 +115,7 @@ void accumulate(const W4LinearCall& call, int64_t first_block, const typename P:
   const uint16_t* meta = call.scales_zeros + first_block * block_meta;
   const int64_t meta_ahead = R * block_meta;
 
-  Floats total[T][R];
-  for (int t = 0; t < T; ++t) {
-    for (int r = 0; r < R; ++r) total[t][r] = zero();
-  }
+  for (int i = 0; i < T * R; ++i) store(result + i * kRowBlock, zero());
   for (int64_t group = 0; group < shape.groups(); ++group) {
     typename P::Acc acc[T][R];
     for (int t = 0; t < T; ++t) {
@@ -124,20 +134,19 @@ void accumulate(const W4LinearCall& call, int64_t first_block, const typename P:
       const Floats group_scale = load_bf16(meta + r * block_meta);
       const Floats group_zero = load_bf16(meta + r * block_meta + kRowBlock);
       for (int t = 0; t < T; ++t) {
-        total[t][r] = P::finish(acc[t][r], group_scale, group_zero, terms + t * P::kTerms, total[t][r]);
+        float* total = result + (t * R + r) * kRowBlock;
+        store(total, P::finish(acc[t][r], group_scale, group_zero, terms + t * P::kTerms, load(total)));
       }
     }
+    keep_in_memory(result);
     meta += 2 * kRowBlock;
     terms += T * P::kTerms;
-  }
-  for (int t = 0; t < T; ++t) {
-    for (int r = 0; r < R; ++r) store(result + (t * R + r) * kRowBlock, total[t][r]);
   }
 }
 
 template <class Out, class Bias>
-void store_rows(const W4LinearCall& call, const float* result, int64_t first_row, int rows,
-                int64_t first_block, int blocks) {
+[[gnu::noinline]] void store_rows(const W4LinearCall& call, const float* result, int64_t first_row, int rows,
+                                  int64_t first_block, int blocks) {
   const int64_t first = first_block * kRowBlock;
   const int64_t left = call.shape.rows - first;
   const int width = left < blocks * kRowBlock ? static_cast<int>(left) : blocks * kRowBlock;

@@ -4,6 +4,6 @@
 
 namespace sglang_er {
 
-inline constexpr int kLibraryVersion = 1;
+inline constexpr int kLibraryVersion = 2;
 
 }  // namespace sglang_er

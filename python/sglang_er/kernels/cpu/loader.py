@@ -11,7 +11,7 @@ from typing import Any
 
 import torch  # noqa: F401  The library uses the OpenMP runtime that torch loads.
 
-LIBRARY_VERSION = 1
+LIBRARY_VERSION = 2
 """Must equal ``kLibraryVersion`` in csrc/include/sglang_er/version.h."""
 LIBRARY_PATH = Path(__file__).parent / "libsglang_er_cpu.so"
 ISA_ENVIRONMENT = "SGLANG_ER_CPU_ISA"
@@ -21,10 +21,11 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The functions that csrc/cpu/bindings.cpp exports."""
+    """The functions that csrc/cpu/bindings.cpp and the ``*_binding.cpp`` beside it export."""
 
     quantize_pack: Function
     w4a16_linear: Function
+    w4a8_linear: Function
     dequantize: Function
     isa: Function
     supported_isas: Function
