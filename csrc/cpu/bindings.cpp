@@ -50,6 +50,7 @@ void w4a16_linear_ffi(TensorView x, TensorView packed, TensorView scales_zeros, 
                 .bias_type = has_bias ? dtype_of(bias.value()) : x_type,
                 .out = out.data_ptr(),
                 .out_stride = out.stride(0),
+                .out_type = x_type,
                 .threads = checked_threads(threads)});
 }
 

@@ -15,17 +15,19 @@ namespace {
 
 constexpr size_t kAlignFloats = 16;  // 64 bytes
 
-size_t aligned(int64_t floats) { return (static_cast<size_t>(floats) + kAlignFloats - 1) / kAlignFloats * kAlignFloats; }
+size_t aligned(int64_t floats) {
+  return (static_cast<size_t>(floats) + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+}
 
 // Activations of one forward, carved out of one buffer.
 struct Activations {
-  float* hidden;   // [T, H], the residual stream
-  float* normed;   // [T, H]
-  float* delta;    // [T, H], what a sublayer adds
-  float* qkv;      // [T, (q_heads + 2 kv_heads) * head_dim]
-  float* attended; // [T, q_heads * head_dim]
-  float* gate_up;  // [T, 2 I]
-  float* gated;    // [T, I]
+  float* hidden;    // [T, H], the residual stream
+  float* normed;    // [T, H]
+  float* delta;     // [T, H], what a sublayer adds
+  float* qkv;       // [T, (q_heads + 2 kv_heads) * head_dim]
+  float* attended;  // [T, q_heads * head_dim]
+  float* gate_up;   // [T, 2 I]
+  float* gated;     // [T, I]
 
   Activations(const DecoderModel& model, int64_t tokens, DecoderBuffers& buffers) {
     const int64_t head_dim = model.head_dim;
@@ -60,8 +62,8 @@ void embed(const DecoderModel& model, const DecoderBatch& batch, float* hidden) 
   });
 }
 
-void attend(const DecoderModel& model, const DecoderLayer& layer, const DecoderBatch& batch, const KvShadowView& shadow,
-            const Activations& act) {
+void attend(const DecoderModel& model, const DecoderLayer& layer, const DecoderBatch& batch,
+            const KvShadowView& shadow, const Activations& act) {
   const int64_t all_heads = int64_t{model.q_heads + 2 * model.kv_heads} * model.head_dim;
   paged_attention({.q = act.qkv,
                    .q_stride = all_heads,
@@ -90,7 +92,8 @@ void attend(const DecoderModel& model, const DecoderLayer& layer, const DecoderB
                    .threads = batch.threads});
 }
 
-void rotate_and_store(const DecoderModel& model, const DecoderLayer& layer, const DecoderBatch& batch, float* qkv) {
+void rotate_and_store(const DecoderModel& model, const DecoderLayer& layer, const DecoderBatch& batch,
+                      float* qkv) {
   layer_ops().rotate_and_store({.qkv = qkv,
                                 .tokens = batch.total,
                                 .q_heads = model.q_heads,
@@ -115,8 +118,8 @@ void rotate_and_store(const DecoderModel& model, const DecoderLayer& layer, cons
                                 .threads = batch.threads});
 }
 
-void add_norm(const DecoderModel& model, const DecoderBatch& batch, const NormWeight& norm, const float* delta,
-              float* hidden, float* out) {
+void add_norm(const DecoderModel& model, const DecoderBatch& batch, const NormWeight& norm,
+              const float* delta, float* hidden, float* out) {
   layer_ops().add_rms_norm({.hidden = hidden,
                             .delta = delta,
                             .weight = norm.weight,
@@ -132,20 +135,37 @@ void add_norm(const DecoderModel& model, const DecoderBatch& batch, const NormWe
 
 void LinearWeight::operator()(const float* x, int64_t tokens, float* out, int threads) const {
   if (kind == LinearKind::kExact) {
-    bf16_linear({.x = x, .x_stride = k, .x_type = DType::kFloat32, .m = tokens,
-                 .weight = weight, .weight_stride = k, .weight_type = weight_type, .n = n, .k = k,
-                 .bias = bias, .bias_type = bias_type,
-                 .out = out, .out_stride = n, .out_type = DType::kFloat32, .threads = threads});
+    bf16_linear({.x = x,
+                 .x_stride = k,
+                 .x_type = DType::kFloat32,
+                 .m = tokens,
+                 .weight = weight,
+                 .weight_stride = k,
+                 .weight_type = weight_type,
+                 .n = n,
+                 .k = k,
+                 .bias = bias,
+                 .bias_type = bias_type,
+                 .out = out,
+                 .out_stride = n,
+                 .out_type = DType::kFloat32,
+                 .threads = threads});
     return;
   }
-  const PackedShape shape{n, k, group_size};
-  if (false) {
-  } else {
-    w4a16_linear({.x = x, .x_stride = k, .x_type = DType::kFloat32, .m = tokens,
-                  .packed = packed, .scales_zeros = scales_zeros, .shape = shape,
-                  .bias = bias, .bias_type = bias_type,
-                  .out = out, .out_stride = n, .threads = threads});
-  }
+  const W4LinearCall call{.x = x,
+                          .x_stride = k,
+                          .x_type = DType::kFloat32,
+                          .m = tokens,
+                          .packed = packed,
+                          .scales_zeros = scales_zeros,
+                          .shape = {n, k, group_size},
+                          .bias = bias,
+                          .bias_type = bias_type,
+                          .out = out,
+                          .out_stride = n,
+                          .out_type = DType::kFloat32,
+                          .threads = threads};
+  kind == LinearKind::kW4A8 ? w4a8_linear(call) : w4a16_linear(call);
 }
 
 float* DecoderBuffers::take(size_t floats) {

@@ -1,10 +1,10 @@
-// A whole forward of a Llama-like decoder (Llama, Mistral, Qwen2, Qwen3) over SGLang's paged KV pool, in one call:
-// embedding, all layers, final norm and, if asked, the lm_head. The weights are those of the live modules (exact) or
-// of the twin (packed int4); nothing is copied.
+// A whole forward of a Llama-like decoder (Llama, Mistral, Qwen2, Qwen3) over SGLang's paged KV pool, in one
+// call: embedding, all layers, final norm and, if asked, the lm_head. The weights are those of the live
+// modules (exact) or of the twin (packed int4); nothing is copied.
 //
-// Activations are fp32 from the embedding to the last norm, K and V are rounded to the pool's dtype. A token's result
-// depends on its context only, bit for bit: not on the batch, not on how many tokens of the request come with it,
-// not on threads. So a verify pass gives the logits that plain decode would have given.
+// Activations are fp32 from the embedding to the last norm, K and V are rounded to the pool's dtype. A
+// token's result depends on its context only, bit for bit: not on the batch, not on how many tokens of the
+// request come with it, not on threads. So a verify pass gives the logits that plain decode would have given.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ struct DecoderLayer {
   NormWeight post_norm;
   LinearWeight gate_up;
   LinearWeight down;
-  void* keys;    // this layer's KV pool
+  void* keys;  // this layer's KV pool
   void* values;
 };
 
@@ -63,7 +63,7 @@ struct DecoderModel {
   bool neox;
   float eps;
   float attention_scale;
-  int64_t window;  // as in PagedAttentionCall
+  int64_t window;         // as in PagedAttentionCall
   const void* embedding;  // [vocab, hidden]
   DType embedding_type;
   const void* cos_sin;  // [positions, rotary_dim]

@@ -1,5 +1,5 @@
-// make_decoder(config, layers) -> forward(...): a function that owns its model. It keeps every tensor that it was
-// given alive, so a parameter that was replaced meanwhile costs memory, never a bad read.
+// make_decoder(config, layers) -> forward(...): a function that owns its model. It keeps every tensor that it
+// was given alive, so a parameter that was replaced meanwhile costs memory, never a bad read.
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/map.h>
 #include <tvm/ffi/container/tensor.h>
@@ -31,19 +31,21 @@ const Tensor* tensor(const Fields& fields, const std::string& name, std::vector<
   const auto found = fields.find(String(name));
   if (found == fields.end() || (*found).second == nullptr) return nullptr;
   kept.push_back((*found).second.cast<Tensor>());
-  SGLANG_ER_CHECK(kept.back().IsContiguous() || kept.back().ndim() > 2, "decoder: " + name + " must be contiguous");
+  SGLANG_ER_CHECK(kept.back().IsContiguous() || kept.back().ndim() > 2,
+                  "decoder: " + name + " must be contiguous");
   return &kept.back();
 }
 
-NormWeight norm_weight(const Fields& fields, const std::string& name, int64_t size, std::vector<Tensor>& kept) {
+NormWeight norm_weight(const Fields& fields, const std::string& name, int64_t size,
+                       std::vector<Tensor>& kept) {
   const Tensor* weight = tensor(fields, name, kept);
   if (weight == nullptr) return {nullptr, DType::kFloat32};
   SGLANG_ER_CHECK(weight->numel() == size, "decoder: " + name + " has the wrong size");
   return {weight->data_ptr(), dtype_of(*weight)};
 }
 
-LinearWeight linear_weight(const Fields& config, const Fields& fields, const std::string& name, int64_t n, int64_t k,
-                           std::vector<Tensor>& kept) {
+LinearWeight linear_weight(const Fields& config, const Fields& fields, const std::string& name, int64_t n,
+                           int64_t k, std::vector<Tensor>& kept) {
   LinearWeight linear{};
   linear.n = n;
   linear.k = k;
@@ -88,8 +90,9 @@ class BoundDecoder {
     model_.window = integer(config, "window");
     model_.eps = static_cast<float>(config.at("eps").cast<double>());
     model_.attention_scale = static_cast<float>(config.at("attention_scale").cast<double>());
-    SGLANG_ER_CHECK(model_.rotary_dim % 2 == 0 && model_.rotary_dim <= model_.head_dim && model_.rotary_dim <= 512,
-                    "decoder: rotary_dim must be even, at most head_dim and 512");
+    SGLANG_ER_CHECK(
+        model_.rotary_dim % 2 == 0 && model_.rotary_dim <= model_.head_dim && model_.rotary_dim <= 512,
+        "decoder: rotary_dim must be even, at most head_dim and 512");
     SGLANG_ER_CHECK(model_.kv_heads > 0 && model_.q_heads % model_.kv_heads == 0,
                     "decoder: q_heads must be a multiple of kv_heads");
     const Tensor* embedding = required(config, "embedding");
@@ -112,9 +115,9 @@ class BoundDecoder {
     SGLANG_ER_CHECK(!model_.layers.empty(), "decoder: no layers");
   }
 
-  void forward(TensorView tokens, TensorView positions, TensorView slots, TensorView req_to_token, TensorView rows,
-               TensorView query_begin, TensorView context_lens, Optional<TensorView> hidden_out,
-               Optional<TensorView> logits_out, int64_t threads) {
+  void forward(TensorView tokens, TensorView positions, TensorView slots, TensorView req_to_token,
+               TensorView rows, TensorView query_begin, TensorView context_lens,
+               Optional<TensorView> hidden_out, Optional<TensorView> logits_out, int64_t threads) {
     const int64_t total = tokens.numel();
     const int64_t requests = rows.numel();
     check_int64(tokens, total, "tokens");
@@ -123,8 +126,8 @@ class BoundDecoder {
     check_int64(rows, requests, "rows");
     check_int64(query_begin, requests + 1, "query_begin");
     check_int64(context_lens, requests, "context_lens");
-    SGLANG_ER_CHECK(req_to_token.ndim() == 2 && req_to_token.stride(1) == 1 && req_to_token.dtype().code == kDLInt &&
-                        req_to_token.dtype().bits == 32,
+    SGLANG_ER_CHECK(req_to_token.ndim() == 2 && req_to_token.stride(1) == 1 &&
+                        req_to_token.dtype().code == kDLInt && req_to_token.dtype().bits == 32,
                     "decoder: req_to_token must be an int32 matrix with contiguous rows");
     DecoderBatch batch{};
     batch.tokens = static_cast<const int64_t*>(tokens.data_ptr());
@@ -162,7 +165,8 @@ class BoundDecoder {
     layer.k_norm = norm_weight(fields, "k_norm", model_.head_dim, kept_);
     layer.o = linear_weight(config, fields, "o", model_.hidden_size, heads, kept_);
     layer.post_norm = norm_weight(fields, "post_norm", model_.hidden_size, kept_);
-    layer.gate_up = linear_weight(config, fields, "gate_up", 2 * model_.intermediate_size, model_.hidden_size, kept_);
+    layer.gate_up =
+        linear_weight(config, fields, "gate_up", 2 * model_.intermediate_size, model_.hidden_size, kept_);
     layer.down = linear_weight(config, fields, "down", model_.hidden_size, model_.intermediate_size, kept_);
     SGLANG_ER_CHECK(layer.input_norm.weight != nullptr && layer.post_norm.weight != nullptr,
                     "decoder: a layer has no norm");
@@ -189,16 +193,18 @@ class BoundDecoder {
 
   const Tensor* pool(const Fields& fields, const char* name) {
     const Tensor* found = required(fields, name);
-    SGLANG_ER_CHECK(found->ndim() == 3 && found->size(1) == model_.kv_heads && found->size(2) == model_.head_dim &&
-                        found->stride(2) == 1 && found->stride(1) == model_.head_dim,
-                    std::string("decoder: ") + name + " must be [slots, kv_heads, head_dim] with contiguous heads");
+    SGLANG_ER_CHECK(
+        found->ndim() == 3 && found->size(1) == model_.kv_heads && found->size(2) == model_.head_dim &&
+            found->stride(2) == 1 && found->stride(1) == model_.head_dim,
+        std::string("decoder: ") + name + " must be [slots, kv_heads, head_dim] with contiguous heads");
     return found;
   }
 
   static void check_int64(const TensorView& view, int64_t size, const char* name) {
-    SGLANG_ER_CHECK(view.ndim() == 1 && view.numel() == size && view.IsContiguous() && view.dtype().code == kDLInt &&
-                        view.dtype().bits == 64,
-                    std::string("decoder: ") + name + " must be a contiguous int64 vector of " + std::to_string(size));
+    SGLANG_ER_CHECK(
+        view.ndim() == 1 && view.numel() == size && view.IsContiguous() && view.dtype().code == kDLInt &&
+            view.dtype().bits == 64,
+        std::string("decoder: ") + name + " must be a contiguous int64 vector of " + std::to_string(size));
   }
 
   static float* output(const Optional<TensorView>& view, int64_t rows, int64_t cols, const char* name) {
@@ -212,18 +218,22 @@ class BoundDecoder {
 
   void check_ranges(const DecoderBatch& batch, int64_t table_rows, int64_t table_columns) const {
     for (int64_t t = 0; t < batch.total; ++t) {
-      SGLANG_ER_CHECK(batch.tokens[t] >= 0 && batch.tokens[t] < model_.vocab_size, "decoder: a token id is out of range");
+      SGLANG_ER_CHECK(batch.tokens[t] >= 0 && batch.tokens[t] < model_.vocab_size,
+                      "decoder: a token id is out of range");
       SGLANG_ER_CHECK(batch.positions[t] >= 0 && batch.positions[t] < model_.positions,
                       "decoder: a position is past the rotary table");
-      SGLANG_ER_CHECK(batch.slots[t] >= 0 && batch.slots[t] < model_.slots, "decoder: a slot is outside the KV pool");
+      SGLANG_ER_CHECK(batch.slots[t] >= 0 && batch.slots[t] < model_.slots,
+                      "decoder: a slot is outside the KV pool");
     }
     SGLANG_ER_CHECK(batch.query_begin[0] == 0 && batch.query_begin[batch.requests] == batch.total,
                     "decoder: query_begin must go from 0 to the number of tokens");
     for (int64_t b = 0; b < batch.requests; ++b) {
       const int64_t queries = batch.query_begin[b + 1] - batch.query_begin[b];
-      SGLANG_ER_CHECK(queries >= 0 && queries <= batch.context_lens[b], "decoder: a context is shorter than its queries");
-      SGLANG_ER_CHECK(batch.rows[b] >= 0 && batch.rows[b] < table_rows && batch.context_lens[b] <= table_columns,
-                      "decoder: a request is outside req_to_token");
+      SGLANG_ER_CHECK(queries >= 0 && queries <= batch.context_lens[b],
+                      "decoder: a context is shorter than its queries");
+      SGLANG_ER_CHECK(
+          batch.rows[b] >= 0 && batch.rows[b] < table_rows && batch.context_lens[b] <= table_columns,
+          "decoder: a request is outside req_to_token");
       const int32_t* row = batch.req_to_token + batch.rows[b] * batch.row_stride;
       for (int64_t p = 0; p < batch.context_lens[b]; ++p) {
         SGLANG_ER_CHECK(row[p] >= 0 && row[p] < model_.slots, "decoder: a slot is outside the KV pool");
@@ -242,8 +252,8 @@ Function make_decoder_ffi(Fields config, Array<Fields> layers) {
                                        TensorView req_to_token, TensorView rows, TensorView query_begin,
                                        TensorView context_lens, Optional<TensorView> hidden_out,
                                        Optional<TensorView> logits_out, int64_t threads) {
-    decoder->forward(tokens, positions, slots, req_to_token, rows, query_begin, context_lens, hidden_out, logits_out,
-                     threads);
+    decoder->forward(tokens, positions, slots, req_to_token, rows, query_begin, context_lens, hidden_out,
+                     logits_out, threads);
   });
 }
 

@@ -27,6 +27,11 @@ std::atomic<int>& active() {
 
 }  // namespace
 
+bool has_avx512_vnni() {
+  static const bool has = has_avx512() && __builtin_cpu_supports("avx512vnni");
+  return has;
+}
+
 std::string_view isa_name(Isa isa) {
   switch (isa) {
     case Isa::kAvx512Bf16:

@@ -12,6 +12,9 @@ enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 Isa active_isa();
 std::string_view isa_name(Isa isa);
 
+// int8 dot products: not a level of its own, every machine with AVX512-BF16 and some others have them.
+bool has_avx512_vnni();
+
 // Every instruction set that this machine can run, the preferred one first.
 std::vector<Isa> supported_isas();
 

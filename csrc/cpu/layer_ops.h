@@ -79,7 +79,8 @@ void add_rms_norm(const AddRmsNormCall& call) {
 }
 
 // One head in place; cosines and sines are fp32 [rotary_dim / 2] each.
-SGLANG_ER_INLINE void rotate_head(float* head, const float* cosines, const float* sines, int half, bool neox) {
+SGLANG_ER_INLINE void rotate_head(float* head, const float* cosines, const float* sines, int half,
+                                  bool neox) {
   if (!neox) {
     for (int i = 0; i < half; ++i) {
       const float x = head[2 * i];
@@ -108,7 +109,8 @@ void rotate_and_store_token(const RotateAndStoreCall& call, int64_t t) {
   float* qkv = call.qkv + t * heads * dim;
   float angles[kMaxRotaryDim];
   with_type(call.cos_sin_type, [&](auto* type) {
-    const auto* row = static_cast<decltype(type)>(const_cast<void*>(call.cos_sin)) + call.positions[t] * call.rotary_dim;
+    const auto* row =
+        static_cast<decltype(type)>(const_cast<void*>(call.cos_sin)) + call.positions[t] * call.rotary_dim;
     for (int i = 0; i < call.rotary_dim; ++i) angles[i] = to_float(row[i]);
   });
   for (int head = 0; head < call.q_heads + call.kv_heads; ++head) {
@@ -134,7 +136,8 @@ void rotate_and_store_token(const RotateAndStoreCall& call, int64_t t) {
 
 void rotate_and_store(const RotateAndStoreCall& call) {
   const int64_t bytes = call.tokens * (call.q_heads + 2 * call.kv_heads) * call.head_dim * 8;
-  parallel_for(call.tokens, threads_for(call.threads, bytes), [&](int64_t t) { rotate_and_store_token(call, t); });
+  parallel_for(call.tokens, threads_for(call.threads, bytes),
+               [&](int64_t t) { rotate_and_store_token(call, t); });
 }
 
 void silu_and_mul(const SiluAndMulCall& call) {

@@ -1,6 +1,6 @@
-// What lies between the linear layers of a decoder layer, on fp32 activations: residual, norm, rotary embedding,
-// KV store and the gated activation. Every function treats each token alone: a token's result does not depend
-// on the others nor on threads.
+// What lies between the linear layers of a decoder layer, on fp32 activations: residual, norm, rotary
+// embedding, KV store and the gated activation. Every function treats each token alone: a token's result does
+// not depend on the others nor on threads.
 #pragma once
 
 #include <cstdint>
@@ -22,20 +22,20 @@ struct AddRmsNormCall {
   int threads;
 };
 
-// Splits qkv[T, (q_heads + 2 kv_heads) * head_dim] into heads; normalizes q and k heads (if the model does), rotates
-// them in place, and stores k and v in the pool's slots.
+// Splits qkv[T, (q_heads + 2 kv_heads) * head_dim] into heads; normalizes q and k heads (if the model does),
+// rotates them in place, and stores k and v in the pool's slots.
 struct RotateAndStoreCall {
   float* qkv;
   int64_t tokens;
   int q_heads;
   int kv_heads;
   int head_dim;
-  int rotary_dim;        // the first rotary_dim elements of a head are rotated
-  bool neox;             // pairs are (i, i + rotary_dim / 2), else (2i, 2i + 1)
-  const void* cos_sin;   // [positions, rotary_dim]: cosines, then sines
+  int rotary_dim;       // the first rotary_dim elements of a head are rotated
+  bool neox;            // pairs are (i, i + rotary_dim / 2), else (2i, 2i + 1)
+  const void* cos_sin;  // [positions, rotary_dim]: cosines, then sines
   DType cos_sin_type;
-  const void* q_norm;    // [head_dim] or null
-  const void* k_norm;    // [head_dim] or null
+  const void* q_norm;  // [head_dim] or null
+  const void* k_norm;  // [head_dim] or null
   DType norm_type;
   float eps;
   const int64_t* positions;  // [T]

@@ -3,6 +3,8 @@
 // and one logic instruction makes 32 of them. The products and sums are fp32.
 #include <immintrin.h>
 
+#include <bit>
+
 #include "w4a16_linear.h"
 
 namespace sglang_er::cpu {
@@ -10,29 +12,20 @@ namespace {
 
 struct Avx512Bf16 {
   using X = uint32_t;  // the bits of x[k] and x[k + 1]
-  using Lanes = __m512;
   using Words = __m512i;
-  static constexpr int kOperands = 4;
+  static constexpr int kElements = 4;
   static constexpr int kMaxTile = 8;
   static constexpr float kOffset = 128.0f;
   static constexpr int blocks_at_once(int rows) { return rows <= 4 ? 4 : 2; }
 
-  SGLANG_ER_INLINE static Lanes zero() { return _mm512_setzero_ps(); }
-  SGLANG_ER_INLINE static Lanes broadcast(float value) { return _mm512_set1_ps(value); }
-  SGLANG_ER_INLINE static Lanes fma(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
-  SGLANG_ER_INLINE static void store(float* out, Lanes value) { _mm512_storeu_ps(out, value); }
   SGLANG_ER_INLINE static Words load(const uint8_t* packed) { return _mm512_loadu_si512(packed); }
-  SGLANG_ER_INLINE static Lanes load_bf16(const uint16_t* values) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-  }
   // s*(sum x*(128 + q)) + (z - 128*s)*(sum x) = s*(sum x*q) + z*(sum x)
-  SGLANG_ER_INLINE static Lanes shift_zero(Lanes zero, Lanes scale) {
-    return _mm512_fnmadd_ps(_mm512_set1_ps(kOffset), scale, zero);
+  SGLANG_ER_INLINE static Floats shift_zero(Floats zero, Floats scale) {
+    return {_mm512_fnmadd_ps(_mm512_set1_ps(kOffset), scale.v, zero.v)};
   }
-  SGLANG_ER_INLINE static Lanes multiply_add(Lanes acc, Words weights, const uint32_t* x) {
-    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(weights),
-                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(*x))));
+  SGLANG_ER_INLINE static Floats multiply_add(Floats acc, Words weights, const uint32_t* x) {
+    return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(weights),
+                             reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(*x))))};
   }
 
   template <int R, class Fn>
@@ -41,7 +34,7 @@ struct Avx512Bf16 {
     const Words offset = _mm512_set1_epi16(0x4300);
     constexpr int kAndOr = 0xEA;  // (a & b) | c
 #pragma GCC unroll 4
-    for (int operand = 0; operand < kOperands; ++operand) {
+    for (int operand = 0; operand < kElements; ++operand) {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const Words bits = operand == 0 ? raw[r] : _mm512_srli_epi32(raw[r], 4 * operand);
@@ -50,14 +43,14 @@ struct Avx512Bf16 {
     }
   }
 
-  SGLANG_ER_INLINE static void fill_group(const float* values, int group_size, uint32_t* elements,
-                                          int stride) {
+  SGLANG_ER_INLINE static void fill_operands(const float* values, int group_size, uint32_t* elements,
+                                             int stride) {
     for (int word = 0; word < group_size / kWeightsPerWord; ++word) {
-      for (int operand = 0; operand < kOperands; ++operand) {
+      for (int operand = 0; operand < kElements; ++operand) {
         const float* pair = values + nibble_input(group_size, word, 0, operand);
         const uint32_t low = std::bit_cast<uint32_t>(pair[0]) >> 16;  // exact: x was bf16
         const uint32_t high = std::bit_cast<uint32_t>(pair[1]) & 0xFFFF0000u;
-        elements[(word * kOperands + operand) * stride] = low | high;
+        elements[(word * kElements + operand) * stride] = low | high;
       }
     }
   }
@@ -65,6 +58,6 @@ struct Avx512Bf16 {
 
 }  // namespace
 
-void w4a16_linear_avx512_bf16(const W4A16Call& call) { run_w4a16_linear<Avx512Bf16>(call); }
+void w4a16_linear_avx512_bf16(const W4A16Call& call) { run_w4_linear<W4A16<Avx512Bf16>>(call); }
 
 }  // namespace sglang_er::cpu

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sglang_er.kernels.attention_ops import paged_attention
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
-from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a16_linear
+from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a8_linear, w4a16_linear
 from sglang_er.kernels.registry import active_implementation
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "quantize_pack",
     "set_isa",
     "supported_isas",
+    "w4a8_linear",
     "w4a16_linear",
 ]

@@ -15,10 +15,12 @@ from sglang_er.kernels.base import (
 from sglang_er.kernels.cpu import bf16_linear as cpu_bf16_linear
 from sglang_er.kernels.cpu import dequantize as cpu_dequantize
 from sglang_er.kernels.cpu import quantize_pack as cpu_quantize_pack
+from sglang_er.kernels.cpu import w4a8_linear as cpu_w4a8_linear
 from sglang_er.kernels.cpu import w4a16_linear as cpu_w4a16_linear
 from sglang_er.kernels.reference import bf16_linear as reference_bf16_linear
 from sglang_er.kernels.reference import dequantize as reference_dequantize
 from sglang_er.kernels.reference import quantize_pack as reference_quantize_pack
+from sglang_er.kernels.reference import w4a8_linear as reference_w4a8_linear
 from sglang_er.kernels.reference import w4a16_linear as reference_w4a16_linear
 from sglang_er.kernels.registry import REFERENCE, Implementation, register, resolve
 
@@ -31,6 +33,8 @@ register("w4a16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, refe
 register("w4a16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a16_linear.w4a16_linear))
 register("bf16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_bf16_linear.bf16_linear))
 register("bf16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_bf16_linear.bf16_linear))
+register("w4a8_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_w4a8_linear.w4a8_linear))
+register("w4a8_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a8_linear.w4a8_linear))
 register("dequantize", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_dequantize.dequantize))
 register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize))
 
@@ -136,6 +140,50 @@ def bf16_linear(
     check_dtype("out", out, allowed if out_dtype is None else frozenset({out_dtype}) & allowed)
     function = resolve("bf16_linear", x.device.type, x.dtype, implementation).function
     if out.numel() > 0:
+        function(x, weight, bias, out)
+    return out
+
+
+def w4a8_linear(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """``out[M, N] = x^[M, K] @ W[N, K].T + bias[N]``, W int4, x^ = x rounded to int8, accumulated in fp32.
+
+    For every row of x and group of K, with ``top = max(max |x|, 2**-110)``, in fp32::
+
+        scale = top / 127       level = round(x * (127 / top))       x^ = level * scale
+
+    An activation moves by at most ``scale / 2``: for normally distributed x the result is off by .6 to .8 % of its
+    norm (more, the heavier the tails of x; ``w4a16_linear`` does not round x). In return the products are exact
+    integers, four times as many an instruction.
+
+    ``x`` is bf16, fp16 or fp32 (the reference takes fp64 too, and rounds it to fp32 first); ``out`` has the dtype
+    ``out_dtype``, by default that of ``x``; ``bias`` has the dtype of ``x`` or any of those three. Rows of ``x`` and
+    ``out`` may lie any distance apart. A row's result does not depend on the other rows nor on the number of
+    threads. A row with a NaN or an infinity gives NaN throughout.
+    """
+    rows, cols = weight.out_features, weight.in_features
+    check_matrix("x", x, None, cols)
+    check_device("x", x, weight.packed.device)
+    if bias is not None:
+        check_vector("bias", bias, rows)
+        check_dtype("bias", bias, _ACTIVATION_DTYPES | {x.dtype})
+        check_device("bias", bias, x.device)
+    if out is None:
+        out = x.new_empty((x.shape[0], rows), dtype=out_dtype)
+    else:
+        check_matrix("out", out, x.shape[0], rows)
+        check_dtype("out", out, frozenset({out_dtype}) if out_dtype else _ACTIVATION_DTYPES | {x.dtype})
+        check_device("out", out, x.device)
+    check_dtype("out", out, _ACTIVATION_DTYPES | {x.dtype})
+    function = resolve("w4a8_linear", x.device.type, x.dtype, implementation).function
+    if x.shape[0] > 0:
         function(x, weight, bias, out)
     return out
 

@@ -25,6 +25,7 @@ class Library:
 
     quantize_pack: Function
     w4a16_linear: Function
+    w4a8_linear: Function
     dequantize: Function
     make_decoder: Function
     bf16_linear: Function
