@@ -82,6 +82,8 @@ OPTIONS = {
     "requantize": st.booleans(),
     "cpu_threads": st.integers(1, 64),
     "kernels": st.sampled_from(["auto", "reference"]),
+    "executor": st.sampled_from(["native", "wrapped"]),
+    "draft_activations": st.sampled_from(["int8", "exact"]),
 }
 
 
