@@ -86,14 +86,15 @@ def linear_candidates(rows: int, cols: int, batch: int, footprint: int, isas: li
             [partial(torch.ops.aten._weight_int4pack_mm_for_cpu, x, w, GROUP_SIZE, s) for w, s in aten]
         ),
     }
-    for isa in isas:
-        run = rotate([partial(kernels.w4a16_linear, x, w) for w in ours])
+    for name, op in (("w4a16", kernels.w4a16_linear), ("w4a8", kernels.w4a8_linear)):
+        for isa in isas:
+            run = rotate([partial(op, x, w) for w in ours])
 
-        def on_isa(run: Run = run, isa: str = isa) -> object:
-            kernels.set_isa(isa)
-            return run()
+            def on_isa(run: Run = run, isa: str = isa) -> object:
+                kernels.set_isa(isa)
+                return run()
 
-        candidates[f"w4a16 {isa}"] = on_isa if len(isas) > 1 else run
+            candidates[f"{name} {isa}"] = on_isa if len(isas) > 1 else run
     return candidates
 
 
@@ -144,6 +145,7 @@ def bench_overhead(args: argparse.Namespace) -> dict[str, float]:
     out = torch.empty(1, 16).bfloat16()
     candidates: dict[str, Run] = {
         "w4a16_linear": lambda: kernels.w4a16_linear(x, weight),
+        "w4a8_linear": lambda: kernels.w4a8_linear(x, weight),
         "w4a16_linear, out given": lambda: kernels.w4a16_linear(x, weight, out=out),
         "F.linear": lambda: functional.linear(x, plain),
     }

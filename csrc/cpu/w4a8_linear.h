@@ -23,8 +23,6 @@
 #include <emmintrin.h>
 #endif
 
-#include <bit>
-#include <cmath>
 #include <cstring>
 
 #include "w4_linear.h"
@@ -93,7 +91,7 @@ struct W4A8 : Set {
     terms[0] = scale;
     terms[1] = scale * sum_of_levels;
     // max() may have dropped a NaN, but the sum keeps it, and an infinity makes it NaN by 0 * inf.
-    if (std::isnan(sum_of_levels)) {
+    if (__builtin_isnan(sum_of_levels)) {
       std::memset(levels, 0, static_cast<size_t>(group_size));
       terms[0] = terms[1] = sum_of_levels;
     }

@@ -1,6 +1,8 @@
 // w4a8_linear in plain C++ with the compiler's 128-bit vectors, in 16-bit arithmetic: a word is two 16-bit
 // halves of four nibbles each. A half meets 4 inputs a word and 16 a step: at most 16 * 15 * 127 = 30480,
 // which fits.
+#include <bit>
+
 #include "w4a8_linear.h"
 
 namespace sglang_er::cpu {

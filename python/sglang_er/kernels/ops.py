@@ -159,7 +159,7 @@ def w4a8_linear(
 
         scale = top / 127       level = round(x * (127 / top))       x^ = level * scale
 
-    An activation moves by at most ``scale / 2``: for normally distributed x the result is off by .6 to .8 % of its
+    An activation moves by at most ``scale / 2``: for normally distributed x the result is off by .55 to .66 % of its
     norm (more, the heavier the tails of x; ``w4a16_linear`` does not round x). In return the products are exact
     integers, four times as many an instruction.
 
