@@ -13,12 +13,14 @@ that is busy all the time, `--threads 1 --clock cpu` counts the processor time o
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +67,28 @@ def interleaved(candidates: dict[str, Run], args: argparse.Namespace, calls: int
     return {name: summary(values) for name, values in times.items()}
 
 
+def bench_bandwidth(args: argparse.Namespace) -> dict[str, float]:
+    """Bytes a second that reading 1 GiB reaches: what a linear op at M = 1 can be compared to."""
+    memory = torch.zeros(1 << 30, dtype=torch.uint8)
+    floats = memory.view(torch.float32)
+    libc = ctypes.CDLL(None)
+    libc.memchr.argtypes, libc.memchr.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], ctypes.c_void_p
+    part = memory.nbytes // args.threads
+    with ThreadPoolExecutor(args.threads) as pool:
+
+        def search() -> object:  # for a byte that is not there: the C library's read loop
+            if args.threads == 1:
+                return libc.memchr(memory.data_ptr(), 1, part)
+            starts = [memory.data_ptr() + i * part for i in range(args.threads)]
+            return list(pool.map(lambda start: libc.memchr(start, 1, part), starts))
+
+        candidates: dict[str, Run] = {"torch.sum": floats.sum, "memchr": search}
+        medians = interleaved(candidates, args, 1)
+    rates = {name: memory.nbytes / seconds / 1e9 for name, seconds in medians.items()}
+    print("read bandwidth GB/s: " + "  ".join(f"{name} {rate:.1f}" for name, rate in rates.items()), flush=True)
+    return rates
+
+
 def linear_candidates(rows: int, cols: int, batch: int, footprint: int, isas: list[str]) -> dict[str, Run]:
     generator = torch.Generator().manual_seed(rows * 31 + cols)
     x = torch.randn(batch, cols, generator=generator).bfloat16()
@@ -86,9 +110,16 @@ def linear_candidates(rows: int, cols: int, batch: int, footprint: int, isas: li
             [partial(torch.ops.aten._weight_int4pack_mm_for_cpu, x, w, GROUP_SIZE, s) for w, s in aten]
         ),
     }
-    for name, op in (("w4a16", kernels.w4a16_linear), ("w4a8", kernels.w4a8_linear)):
-        for isa in isas:
-            run = rotate([partial(op, x, w) for w in ours])
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        reordered = [torch.ops.mkldnn._reorder_linear_weight(w, batch) for w in weights]
+        linear = torch.ops.mkldnn._linear_pointwise
+        candidates["mkldnn prepacked bf16"] = rotate([partial(linear, x, w, None, "none", [], "") for w in reordered])
+    for isa in isas:
+        for name, runs in (
+            ("bf16_linear", [partial(kernels.bf16_linear, x, w) for w in weights]),
+            ("w4a16", [partial(kernels.w4a16_linear, x, w) for w in ours]),
+        ):
+            run = rotate(runs)
 
             def on_isa(run: Run = run, isa: str = isa) -> object:
                 kernels.set_isa(isa)
@@ -147,6 +178,7 @@ def bench_overhead(args: argparse.Namespace) -> dict[str, float]:
         "w4a16_linear": lambda: kernels.w4a16_linear(x, weight),
         "w4a8_linear": lambda: kernels.w4a8_linear(x, weight),
         "w4a16_linear, out given": lambda: kernels.w4a16_linear(x, weight, out=out),
+        "bf16_linear": lambda: kernels.bf16_linear(x, plain),
         "F.linear": lambda: functional.linear(x, plain),
     }
     medians = interleaved(candidates, args, 2000)
@@ -184,6 +216,7 @@ def main() -> None:
     report: dict[str, object] = {"machine": {**machine(), "clock": args.clock, "statistic": args.statistic}}
     print(report["machine"])
     with torch.inference_mode():
+        report["read_bandwidth"] = bench_bandwidth(args)
         report["overhead"] = bench_overhead(args)
         report["quantize_pack"] = [bench_quantize(args, shape) for shape in shapes]
         report["linear"] = [row for shape in shapes for row in bench_linear(args, shape)]

@@ -7,6 +7,7 @@ from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
 from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a8_linear, w4a16_linear
 from sglang_er.kernels.registry import active_implementation
+from sglang_er.kernels.sampling_ops import sample_rows, softmax_rows
 
 __all__ = [
     "LibraryError",
@@ -18,7 +19,9 @@ __all__ = [
     "library_version",
     "paged_attention",
     "quantize_pack",
+    "sample_rows",
     "set_isa",
+    "softmax_rows",
     "supported_isas",
     "w4a8_linear",
     "w4a16_linear",

@@ -100,6 +100,15 @@ def check_vector(name: str, tensor: torch.Tensor, size: int) -> None:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected a contiguous [{size}]")
 
 
+def check_weights(name: str, tensor: torch.Tensor, dims: int, rows: int, size: int) -> None:
+    """``tensor`` is ``[rows, ..., size]``, contiguous and not empty in the last dimension only."""
+    shape = tensor.shape
+    if len(shape) != dims or shape[0] != rows or shape[-1] != size or size == 0:
+        raise ValueError(f"{name} has shape {list(shape)}, expected {dims} dimensions, [{rows}, ..., {size or '> 0'}]")
+    if tensor.stride(-1) != 1 and size > 1:
+        raise ValueError(f"{name} has strides {tensor.stride()}, its last dimension must be contiguous")
+
+
 def check_dtype(name: str, tensor: torch.Tensor, allowed: frozenset[torch.dtype]) -> None:
     if tensor.dtype not in allowed:
         raise TypeError(f"{name} is {tensor.dtype}, expected one of {sorted(map(str, allowed))}")

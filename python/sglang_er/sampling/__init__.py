@@ -1,1 +1,1 @@
-"""Exact chain rejection sampling: filters, acceptance, and the noise of seeded sampling. Plain torch, no SGLang."""
+"""Exact chain rejection sampling: filters, acceptance, and the noise of seeded sampling. No SGLang."""

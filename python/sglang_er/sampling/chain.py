@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from sglang_er import kernels
+
 
 class ChainResult(NamedTuple):
     """tokens int64 [B, gamma + 1] (valid up to accept_lens, then padding), accept_lens int32 [B] in 1..gamma+1."""
@@ -26,12 +28,7 @@ def sample_rows(weights: torch.Tensor, generator: torch.Generator | None = None)
 
     Inverse transform in float64; a zero weight is never drawn, whatever the rounding.
     """
-    cdf = weights.to(torch.float64).cumsum(dim=-1)
-    total = cdf[:, -1:]
-    coins = torch.rand(total.shape, dtype=torch.float64, device=weights.device, generator=generator)
-    # The coin is below 1, its product with the total may still round up to the total.
-    threshold = torch.minimum(coins * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
+    return kernels.sample_rows(weights, _coins(weights, generator), implementation=_implementation(weights))
 
 
 def verify_chain(
@@ -50,7 +47,9 @@ def verify_chain(
     q_drafts = q.gather(-1, index).squeeze(-1).to(torch.float64)
     coins = torch.rand(drafts.shape, dtype=torch.float64, device=drafts.device, generator=generator)
     accepted = (coins * q_drafts < p_drafts).to(torch.int64).cumprod(dim=1).sum(dim=1)
-    last = sample_rows(_last_weights(p, q, accepted), generator)
+    # (p - q)+ after a rejection, p after a full acceptance. p == q up to rounding can reject with probability ~0 and
+    # leave nothing: p itself is the limit.
+    last = kernels.sample_rows(p, _coins(p, generator), q, accepted, implementation=_implementation(p))
     return _commit(drafts, accepted, last)
 
 
@@ -63,16 +62,13 @@ def verify_choices(choices: torch.Tensor, drafts: torch.Tensor) -> ChainResult:
     return ChainResult(choices, (accepted + 1).to(torch.int32))
 
 
-def _last_weights(p: torch.Tensor, q: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
-    """Weights [B, V] of the last committed token: (p - q)+ after a rejection, p after a full acceptance."""
-    batch, width, _ = p.shape
-    rows = torch.arange(batch, device=p.device)
-    p_last = p[rows, accepted].to(torch.float64)
-    q_last = q[rows, accepted.clamp(max=width - 2)].to(torch.float64)
-    rejected = (accepted < width - 1)[:, None]
-    residual = torch.where(rejected, (p_last - q_last).clamp_(min=0.0), p_last)
-    # p == q up to rounding can reject with probability ~0 and leave nothing: p itself is the limit.
-    return torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, p_last)
+def _coins(weights: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    return torch.rand(weights.shape[:1], dtype=torch.float64, device=weights.device, generator=generator)
+
+
+def _implementation(weights: torch.Tensor) -> str | None:
+    """Compiled kernels draw from float32, which is what the filters give; the formula in torch from anything."""
+    return None if weights.dtype == torch.float32 else "reference"
 
 
 def _commit(drafts: torch.Tensor, accepted: torch.Tensor, last: torch.Tensor) -> ChainResult:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from sglang_er import kernels
+
 
 class FilterParams(NamedTuple):
     """Sampling parameters of R rows: temperatures [R, 1], top_ps [R], top_ks [R] (int32), min_ps [R].
@@ -47,9 +49,10 @@ class FilterParams(NamedTuple):
 
 def filtered_probs(logits: torch.Tensor, params: FilterParams) -> torch.Tensor:
     """logits [R, V] -> probabilities fp32 [R, V], zero outside the filters' support. `logits` is left alone."""
-    probs = torch.softmax(logits.float() / params.temperatures, dim=-1)
     if not (params.need_top_p or params.need_top_k or params.need_min_p):
-        return probs
+        return kernels.softmax_rows(logits, params.temperatures.flatten())
+    # What lies on a filter's boundary is decided by the last bit, so here it is SGLang's own arithmetic.
+    probs = torch.softmax(logits.float() / params.temperatures, dim=-1)
     ranked, order = probs.sort(dim=-1, descending=True)
     before = ranked.cumsum(dim=-1) - ranked
     ranks = torch.arange(ranked.shape[-1], device=ranked.device)

@@ -68,6 +68,13 @@ def test_more_rows_than_one_pass(isa, generator, batch):
     check(torch.randn(batch, 256, generator=generator).bfloat16(), weight)
 
 
+def test_long_rows_make_shorter_passes(isa, generator):
+    weight = torch.randn(9, 9001, generator=generator).bfloat16()
+    x = torch.randn(61, 9001, generator=generator)
+    whole = check(x, weight)
+    assert torch.equal(bf16_linear(x[40:41], weight), whole[40:41])
+
+
 @given(
     batch=st.integers(1, 80),
     rows=st.integers(1, 70),

@@ -30,6 +30,8 @@ class Library:
     make_decoder: Function
     bf16_linear: Function
     paged_attention: Function
+    sample_rows: Function
+    softmax_rows: Function
     isa: Function
     supported_isas: Function
     set_isa: Function
