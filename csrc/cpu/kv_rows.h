@@ -14,60 +14,79 @@ namespace {
 
 inline constexpr int kPanelKeys = 32;  // keys in a panel: two vectors of scores per query row
 
-SGLANG_ER_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
+// Into L2: a pool's rows, often a power of two apart, fall on few sets of L1.
+SGLANG_ER_INLINE void prefetch(const uint8_t* address) { __builtin_prefetch(address, 0, 2); }
 
-// Which dimension element j of 32-bit word w of a row is.
+// Asks for rows ahead of those that are being read, a few lines at a time between other work: a burst would
+// fill the line buffers and stall everything behind it.
+struct Lookahead {
+  const uint8_t* const* row;
+  const uint8_t* const* end;
+  int64_t row_bytes;
+  int64_t offset = 0;
+
+  SGLANG_ER_INLINE void ask(int lines) {
+    for (; lines > 0 && row < end; --lines) {
+      prefetch(*row + offset);
+      offset += 64;
+      if (offset >= row_bytes) offset = 0, ++row;
+    }
+  }
+};
+
+// How a row of a pool is stored: kPerWord dimensions, in order, in each 32-bit word.
 template <class T>
 struct Packing {
   static constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
   static constexpr int64_t row_bytes(int dim) { return static_cast<int64_t>(dim) * sizeof(T); }
-  static constexpr int dimension(int word, int j) { return word * kPerWord + j; }
 };
 
-template <class T, int... J>
-SGLANG_ER_INLINE void store_word(Words words, int word, float* panel, std::integer_sequence<int, J...>) {
-  (store(panel + Packing<T>::dimension(word, J) * kPanelKeys, element<J>(words, static_cast<T*>(nullptr))),
-   ...);
+// Calls use(i) for i = 0 .. N - 1 as compile-time constants.
+template <int N, class Fn>
+SGLANG_ER_INLINE void unrolled(const Fn& use) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (use(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
 }
 
-// panel[d][0..15] = dimension d of the sixteen rows; panel rows are kPanelKeys apart. The rows `ahead`
-// further on are asked for meanwhile.
+// panel[d][0..15] = dimension d of the sixteen rows; panel rows are kPanelKeys apart.
 template <class T>
-void fill_keys(const uint8_t* const* rows, int dim, int ahead, float* panel) {
-  using Elements = std::make_integer_sequence<int, Packing<T>::kPerWord>;
+void fill_keys(const uint8_t* const* rows, int dim, float* panel, Lookahead& ahead) {
+  constexpr int kPerWord = Packing<T>::kPerWord;
   const int64_t bytes = Packing<T>::row_bytes(dim);
-  Words words[kStepWords];
-  int word = 0;
-  for (int64_t offset = 0; offset + kStepBytes <= bytes; offset += kStepBytes, word += kStepWords) {
-    if (offset % 64 == 0) {
-      for (int row = 0; row < kLanes; ++row) prefetch(rows[ahead + row] + offset);
-    }
+  const auto fill_step = [](const uint8_t* const* rows, int64_t offset, int count, float* out) {
+    Words words[kStepWords];
     load_columns(rows, offset, words);
-    for (int w = 0; w < kStepWords; ++w) store_word<T>(words[w], word + w, panel, Elements{});
+    unrolled<kStepWords>([&](auto w) {
+      unrolled<kPerWord>([&](auto j) {
+        constexpr int d = w() * kPerWord + j();
+        if (d < count) store(out + d * kPanelKeys, element<j()>(words[w()], static_cast<T*>(nullptr)));
+      });
+    });
+  };
+  constexpr int kStep = kStepWords * kPerWord;
+  int d = 0;
+  for (; d + kStep <= dim; d += kStep) {
+    ahead.ask(1);
+    fill_step(rows, Packing<T>::row_bytes(d), kStep, panel + d * kPanelKeys);
   }
-  const int64_t rest = bytes % kStepBytes;
-  if (rest == 0) return;
+  if (d == dim) return;
   alignas(64) uint8_t copies[kLanes][kStepBytes] = {};
   const uint8_t* steps[kLanes];
   for (int row = 0; row < kLanes; ++row) {
-    std::memcpy(copies[row], rows[row] + bytes - rest, static_cast<size_t>(rest));
+    const int64_t begin = Packing<T>::row_bytes(d);
+    std::memcpy(copies[row], rows[row] + begin, static_cast<size_t>(bytes - begin));
     steps[row] = copies[row];
   }
-  load_columns(steps, 0, words);
-  for (int w = 0; w < rest / 4; ++w) store_word<T>(words[w], word + w, panel, Elements{});
+  fill_step(steps, 0, dim - d, panel + d * kPanelKeys);
 }
 
-// panel[0..dim) = a row of values, zero up to a multiple of sixteen.
+// Dimensions [16 v, 16 v + 16) of a row of values, zero from `dim` on.
 template <class T>
-SGLANG_ER_INLINE void fill_value(const uint8_t* row, int dim, const uint8_t* next, float* panel) {
-  const T* values = reinterpret_cast<const T*>(row);
-  constexpr int kLineElements = 64 / static_cast<int>(sizeof(T));
-  int d = 0;
-  for (; d + kLanes <= dim; d += kLanes) {
-    if (d % kLineElements == 0) prefetch(next + static_cast<int64_t>(d) * sizeof(T));
-    store(panel + d, load(values + d));
-  }
-  if (d < dim) store(panel + d, load_first(values + d, dim - d));
+SGLANG_ER_INLINE Floats load_value(const uint8_t* row, int v, int dim) {
+  const T* values = reinterpret_cast<const T*>(row) + v * kLanes;
+  const int left = dim - v * kLanes;
+  return left >= kLanes ? load(values) : load_first(values, left);
 }
 
 }  // namespace

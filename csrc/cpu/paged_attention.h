@@ -146,12 +146,13 @@ SGLANG_ER_INLINE void run_unit(const PagedAttentionCall& call, const Unit& unit,
   if (unit.partials != nullptr) {
     const Partial own = work.split;
     work.split = {unit.partials, unit.partials + tile.rows, unit.partials + 2 * tile.rows};
-    attend_split(call, tile, unit.first_split * kSplitKeys, work);
+    attend_split(call, tile, unit.first_split * kSplitKeys, tile.keys.end, work);
     work.split = own;
     return;
   }
   for (int64_t split = 0; split < unit.splits; ++split) {
-    attend_split(call, tile, (unit.first_split + split) * kSplitKeys, work);
+    const int64_t base = (unit.first_split + split) * kSplitKeys;
+    attend_split(call, tile, base, base + kSplitKeys, work);
     if (split == 0) {
       std::swap(work.split, work.total);
     } else {

@@ -1,0 +1,139 @@
+// Scores of a tile's query rows against the keys of a split, and their softmax.
+//
+// A score is a chain of fused multiply-adds over the dimensions in their order, one key per lane. Few rows
+// take the keys straight from the pool (every word is transposed in registers and used at once); more rows
+// share a panel of kPanelKeys transposed keys. Both give the same bits.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "attention_work.h"
+#include "kv_rows.h"
+#include "vec.h"
+
+namespace sglang_er::cpu {
+namespace {
+
+// R rows against G vectors of keys, straight from their rows in the pool. The rows kAhead further on are
+// asked for meanwhile, a quarter of them at each quarter of a line.
+template <class T, int R, int G>
+void score_from_rows(const uint8_t* const* rows, const float* q, int dim, const float* scales,
+                     float* scores) {
+  constexpr int kPerWord = Packing<T>::kPerWord, kQuarter = kLanes / 4;
+  Floats acc[R][G];
+  for (int r = 0; r < R; ++r) {
+    for (int g = 0; g < G; ++g) acc[r][g] = zero();
+  }
+  const int64_t bytes = Packing<T>::row_bytes(dim), q_stride = dim;
+  for (int64_t offset = 0; offset < bytes; offset += kStepBytes) {
+    const uint8_t* const* next = rows + kAhead + offset % 64 / kStepBytes * (G * kQuarter);
+    for (int i = 0; i < G * kQuarter; ++i) prefetch(next[i] + offset);
+    Words words[G][kStepWords];
+    for (int g = 0; g < G; ++g) load_columns(rows + g * kLanes, offset, words[g]);
+    unrolled<kStepWords>([&](auto w) {
+      unrolled<kPerWord>([&](auto j) {
+        Floats keys[G];
+        for (int g = 0; g < G; ++g) keys[g] = element<j()>(words[g][w()], static_cast<T*>(nullptr));
+        for (int r = 0; r < R; ++r) {
+          const Floats factor = broadcast(q[r * q_stride + w() * kPerWord + j()]);
+          for (int g = 0; g < G; ++g) acc[r][g] = fma(keys[g], factor, acc[r][g]);
+        }
+      });
+    });
+    q += kStepWords * kPerWord;
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int g = 0; g < G; ++g)
+      store(scores + r * kSplitKeys + g * kLanes, mul(acc[r][g], load(scales + g * kLanes)));
+  }
+}
+
+// The same from a panel.
+template <int R, int G>
+void score_from_panel(const float* panel, const float* q, int dim, const float* scales, float* scores,
+                      Lookahead& ahead) {
+  Floats acc[R][G];
+  for (int r = 0; r < R; ++r) {
+    for (int g = 0; g < G; ++g) acc[r][g] = zero();
+  }
+  constexpr int kChunk = 8;  // head_dim is a multiple of it
+  for (int chunk = 0; chunk < dim; chunk += kChunk) {
+    ahead.ask(kChunk);
+    for (int d = chunk; d < chunk + kChunk; ++d) {
+      Floats keys[G];
+      for (int g = 0; g < G; ++g) keys[g] = load(panel + d * kPanelKeys + g * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const Floats element = broadcast(q[r * dim + d]);
+        for (int g = 0; g < G; ++g) acc[r][g] = fma(keys[g], element, acc[r][g]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int g = 0; g < G; ++g)
+      store(scores + r * kSplitKeys + g * kLanes, mul(acc[r][g], load(scales + g * kLanes)));
+  }
+}
+
+// Calls score(rows of one pass, q, scores) for rows [row, tile.rows) that see any of G vectors of keys from
+// key `first` of the split on, R or fewer at a time.
+template <int R, int G, class Fn>
+SGLANG_ER_INLINE void each_pass(const Tile& tile, const Workspace& work, int dim, int64_t base, int first,
+                                int row, const Fn& score) {
+  for (; row + R <= tile.rows; row += R) {
+    const int64_t begin = base + first, end = begin + G * kLanes;
+    // Rows are in the order of their tokens: the last sees furthest, the first back to the earliest key.
+    if (work.visible[row + R - 1].end <= begin || work.visible[row].begin >= end) continue;
+    score(std::integral_constant<int, R>{}, work.q + int64_t{row} * dim,
+          work.scores + int64_t{row} * kSplitKeys + first);
+  }
+  if constexpr (R > 1) each_pass<R / 2, G>(tile, work, dim, base, first, row, score);
+}
+
+// Scores of all rows against G vectors of keys that begin with key `first` of the split.
+template <class T, int G>
+void score_keys(const Tile& tile, const Workspace& work, int dim, int64_t base, int first,
+                const uint8_t* const* rows, Lookahead& ahead) {
+  const float* scales = work.key_scales + first;
+  if (tile.rows <= kStreamRows && Packing<T>::row_bytes(dim) % kStepBytes == 0) {
+    each_pass<kStreamRows, G>(tile, work, dim, base, first, 0,
+                              [&](auto count, const float* q, float* scores) {
+                                score_from_rows<T, count(), G>(rows, q, dim, scales, scores);
+                              });
+    return;
+  }
+  for (int g = 0; g < G; ++g) fill_keys<T>(rows + g * kLanes, dim, work.panel + g * kLanes, ahead);
+  each_pass<kScoreRows, G>(tile, work, dim, base, first, 0, [&](auto count, const float* q, float* scores) {
+    score_from_panel<count(), G>(work.panel, q, dim, scales, scores, ahead);
+  });
+}
+
+// p * 0 is NaN for a NaN, which exp() does not keep.
+SGLANG_ER_INLINE Floats exp_or_nan(Floats x) { return add(exp(x), mul(max(broadcast(-128.0f), x), zero())); }
+SGLANG_ER_INLINE float exp_or_nan(float x) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, exp_or_nan(broadcast(x)));
+  return lanes[0];
+}
+
+// Scores [begin, end) of a row become exp(score - largest); those beside them in their vectors become 0.
+SGLANG_ER_INLINE void softmax_row(float* scores, int begin, int end, float* largest, float* sum_of_row) {
+  const int first = begin / kLanes * kLanes, last = round_up(end, kLanes);
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  for (int k = first; k < begin; ++k) scores[k] = kNone;
+  for (int k = end; k < last; ++k) scores[k] = kNone;
+  Floats most = load(scores + first);
+  for (int k = first + kLanes; k < last; k += kLanes) most = max(most, load(scores + k));
+  *largest = reduce_max(most);
+  const Floats shift = broadcast(*largest);
+  Floats total = zero();
+  for (int k = first; k < last; k += kLanes) {
+    const Floats p = exp_or_nan(sub(load(scores + k), shift));
+    total = add(total, p);
+    store(scores + k, p);
+  }
+  *sum_of_row = sum(total);
+}
+
+}  // namespace
+}  // namespace sglang_er::cpu

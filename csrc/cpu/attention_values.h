@@ -1,0 +1,115 @@
+// Values of a split, weighted with the softmax of a tile's query rows: one dimension per lane, added in the
+// order of the keys. Few rows read the pool directly, more rows share a panel of fp32 values; the bits are
+// the same.
+#pragma once
+
+#include <cstdint>
+
+#include "attention_work.h"
+#include "kv_rows.h"
+#include "vec.h"
+
+namespace sglang_er::cpu {
+namespace {
+
+// Where value vectors come from: rows of the pool, from key `first` of the split on.
+template <class T>
+struct ValueRows {
+  const uint8_t* const* rows;
+  int dim;
+  template <int V>
+  SGLANG_ER_INLINE void load_vectors(int key, int first, Floats (&value)[V]) const {
+    const uint8_t* next = rows[key + kAhead];
+    for (int v = 0; v < V; ++v) {
+      const int64_t offset = Packing<T>::row_bytes((first + v) * kLanes);
+      if (offset % 64 == 0) prefetch(next + offset);
+      value[v] = load_value<T>(rows[key], first + v, dim);
+    }
+  }
+};
+struct ValuePanel {
+  const float* panel;
+  int width;
+  Lookahead& ahead;
+  template <int V>
+  SGLANG_ER_INLINE void load_vectors(int key, int first, Floats (&value)[V]) const {
+    ahead.ask(2);
+    const float* row = panel + int64_t{key} * width + first * kLanes;
+    for (int v = 0; v < V; ++v) value[v] = load(row + v * kLanes);
+  }
+};
+
+// out[R][V vectors from `first` on] += p[R][begin..end) * values
+template <int R, int V, class Source>
+void add_values(const float* p, const Source& source, int begin, int end, int first, int width, float* out) {
+  Floats acc[R][V];
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) acc[r][v] = load(out + int64_t{r} * width + (first + v) * kLanes);
+  }
+  for (int key = begin; key < end; ++key) {
+    Floats value[V];
+    source.load_vectors(key, first, value);
+    for (int r = 0; r < R; ++r) {
+      const Floats weight = broadcast(p[r * kSplitKeys + key]);
+      for (int v = 0; v < V; ++v) acc[r][v] = fma(value[v], weight, acc[r][v]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) store(out + int64_t{r} * width + (first + v) * kLanes, acc[r][v]);
+  }
+}
+
+template <int R, int V, class Source>
+SGLANG_ER_INLINE void add_span(const float* p, const Source& source, int begin, int end, int width,
+                               float* out) {
+  if (begin >= end) return;
+  int v = 0;
+  for (; v + V <= width / kLanes; v += V) add_values<R, V>(p, source, begin, end, v, width, out);
+  for (; v < width / kLanes; ++v) add_values<R, 1>(p, source, begin, end, v, width, out);
+}
+
+// Keys [first, first + keys) of the split for rows [row, tile.rows), R or fewer at a time.
+template <int R, class Source>
+void add_rows(const Tile& tile, const Workspace& work, const Source& source, int width, int64_t base,
+              int first, int keys, int row) {
+  const auto clamp = [base, first, keys](int64_t position) {
+    const int64_t key = position - base - first;
+    return static_cast<int>(key < 0 ? 0 : key > keys ? keys : key);
+  };
+  for (; row + R <= tile.rows; row += R) {
+    const float* p = work.scores + int64_t{row} * kSplitKeys + first;
+    float* out = work.split.values + int64_t{row} * width;
+    const Span* visible = work.visible + row;
+    // What all R rows see, together; what lies before and behind it, row by row, in the order of the keys.
+    const int begin = clamp(visible[R - 1].begin), end = clamp(visible[0].end);
+    const bool together = begin < end;
+    const auto alone = [&](int r, int from, int to) {
+      add_span<1, value_vectors(1)>(p + r * kSplitKeys, source, from, to, width, out + int64_t{r} * width);
+    };
+    for (int r = 0; r < R && R > 1; ++r)
+      alone(r, clamp(visible[r].begin), together ? begin : clamp(visible[r].end));
+    if (together) add_span<R, value_vectors(R)>(p, source, begin, end, width, out);
+    for (int r = 0; r < R && R > 1 && together; ++r) alone(r, end, clamp(visible[r].end));
+  }
+  if constexpr (R > 1) add_rows<R / 2>(tile, work, source, width, base, first, keys, row);
+}
+
+// Keys [first, first + keys) of the split, whose values lie in `rows`, for all rows of the tile.
+template <class T>
+void weigh_values(const Tile& tile, const Workspace& work, int dim, int64_t base, int first, int keys,
+                  const uint8_t* const* rows, Lookahead& ahead) {
+  const int width = round_up(dim, kLanes);
+  if (tile.rows <= kValueRows) {
+    add_rows<kValueRows>(tile, work, ValueRows<T>{rows, dim}, width, base, first, keys, 0);
+    return;
+  }
+  for (int key = 0; key < keys; ++key) {
+    for (int v = 0; v < width / kLanes; ++v)
+      store(work.panel + int64_t{key} * width + v * kLanes, load_value<T>(rows[key], v, dim));
+    ahead.ask(1);
+  }
+  add_rows<kValueRows>(tile, work, ValuePanel{work.panel, width, ahead}, width, base, first, keys, 0);
+}
+
+}  // namespace
+}  // namespace sglang_er::cpu

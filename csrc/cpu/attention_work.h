@@ -1,0 +1,63 @@
+// What a thread holds while it attends: one tile of query rows and its memory for one split of the context.
+#pragma once
+
+#include <cstdint>
+
+#include "vec.h"
+
+namespace sglang_er::cpu {
+namespace {
+
+inline constexpr int kSplitKeys = 512;
+inline constexpr int kTileRows = 64;
+inline constexpr int kAhead = 32;  // rows between the one that is read and the one that is asked for
+
+// What the registers hold at once: rows for scores from a panel and from the pool; rows of values, and
+// vectors of values for that many rows.
+#if defined(__AVX512F__)
+inline constexpr int kScoreRows = 8, kStreamRows = 4, kValueRows = 4;
+constexpr int value_vectors(int rows) { return rows <= 2 ? 8 : 4; }
+#elif defined(__AVX2__)
+inline constexpr int kScoreRows = 2, kStreamRows = 2, kValueRows = 2;
+constexpr int value_vectors(int rows) { return rows == 1 ? 4 : 2; }
+#else
+inline constexpr int kScoreRows = 1, kStreamRows = 1, kValueRows = 1;
+constexpr int value_vectors(int) { return 2; }
+#endif
+
+SGLANG_ER_INLINE int round_up(int value, int multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+struct Span {
+  int64_t begin, end;
+};
+
+struct Tile {
+  int64_t request;
+  int64_t kv_head;
+  int64_t first_row;  // row = token of the request * group + query head of the KV head
+  int rows;
+  Span keys;  // positions that any row sees
+};
+
+// Softmax over some keys, not yet divided by its sum, and the values weighted with it.
+struct Partial {
+  float* largest;  // [rows]
+  float* sum;      // [rows]
+  float* values;   // [rows][padded value_dim]
+};
+
+struct Workspace {
+  float* q;       // [rows][head_dim]
+  float* scores;  // [rows][kSplitKeys]
+  float* panel;   // keys [head_dim][kPanelKeys] or values [kPanelKeys][padded value_dim]
+  const uint8_t* rows[2 * kSplitKeys + kAhead];  // keys, values, keys that come next
+  float key_scales[kSplitKeys];
+  Span visible[kTileRows];  // positions that a row sees
+  Partial split;
+  Partial total;
+};
+
+}  // namespace
+}  // namespace sglang_er::cpu
