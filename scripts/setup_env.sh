@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 venv=$root/.venv
-locks=(requirements/build.lock requirements/cpu.lock requirements/dev.lock)
+locks=(requirements/build.lock requirements/cpu.lock requirements/dev.lock requirements/bench.lock)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/sglang-er
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONNOUSERSITE=1
 unset PYTHONHOME PYTHONPATH

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import shutil
-import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sglang_er import __version__
+from sglang_er.cli.common import cache_dir, cached_model, card_of, check_checkpoint, terminable
 
 if TYPE_CHECKING:
     from sglang_er.rollout.client import Client
@@ -66,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             return _fail(f"{name} must be at least {least}, got {value}", 2)
     progress = Progress()
     try:
-        with _terminable():
+        with terminable():
             report = _demonstrate(args, progress)
     except RolloutError as error:
         progress.close()
@@ -86,29 +78,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does, so that no server is left behind."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _demonstrate(args: argparse.Namespace, progress: Progress) -> Report:
     from sglang_er.rollout import launcher, machine, workload
 
     workload.make_batch(args.rollouts)  # a wrong number should not cost a model first
     port = launcher.choose_port(args.port)
-    model = args.model_path or _cached_model(args.shape, args.arch, progress)
-    # No page of a checkpoint that is not there should be looked up on a hub.
-    if not (model / "config.json").is_file():
-        raise ValueError(f"--model-path {model}: no checkpoint there (config.json is missing)")
+    model = args.model_path or cached_model(args.shape, args.arch, progress)
+    check_checkpoint(model)
     flags = ["--speculative-algorithm", "EFFICIENT_ROLLOUT", "--max-total-tokens", str(KV_TOKENS)]
     threads = machine.fair_threads(machine.look()) if args.threads is None else args.threads
     if threads is not None:
@@ -155,7 +131,7 @@ def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progr
         lambda text: progress.update(f"greedy outputs: {text}"),
     )
     progress.note("measured; stopping the server")
-    card = _card(model)
+    card = card_of(model)
     name = f"{card.get('arch', 'unknown')} {card.get('shape', model.name)}, layer sizes of {card.get('sizes_of', '?')}"
     return report.Report(name, card.get("alpha"), before, chosen, batch, comparison, equal)
 
@@ -173,50 +149,3 @@ def _fitting_batch(
         block = measure.run_block(client, changes, rollouts, on_progress=lambda text: progress.update(f"probe: {text}"))
         seconds.append(block.seconds / PROBE_TOKENS)
     return workload.batch_within(args.rollouts, seconds[2], seconds[1], args.budget / BLOCKS_AT_LEAST)
-
-
-def _card(model: Path) -> dict[str, Any]:
-    path = model / "er_model_card.json"
-    card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return card
-
-
-def cache_dir() -> Path:
-    """The user's cache of this project."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sglang-er"
-
-
-def _models_hash() -> str:
-    """Of everything that a made model depends on, so that a newer package never serves an older model."""
-    digest = hashlib.sha256()
-
-    def add(folder: Any) -> None:
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-            if entry.is_dir() and entry.name != "__pycache__":
-                add(entry)
-            elif entry.name.endswith((".py", ".json", ".safetensors")):
-                digest.update(entry.name.encode() + entry.read_bytes())
-
-    add(resources.files("sglang_er.models"))
-    return digest.hexdigest()[:12]
-
-
-def _cached_model(shape: str, arch: str, progress: Progress) -> Path:
-    """The checkpoint of this shape, made on first use."""
-    from sglang_er.models.make import make_model
-
-    model = cache_dir() / "models" / f"{arch}-{shape}-{__version__}-{_models_hash()}"
-    if (model / "config.json").is_file():
-        return model
-    progress.note(f"making the model {arch} {shape} (once): {model}")
-    # Not in place: of two demos that start together, both finish, and one of the two models stays.
-    unfinished = model.with_name(f"{model.name}.{os.getpid()}")
-    try:
-        make_model(
-            shape, arch, unfinished, progress=lambda line: progress.update(line.replace(unfinished.name, model.name))
-        )
-        with suppress(OSError):
-            unfinished.rename(model)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return model

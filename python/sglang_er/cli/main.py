@@ -27,6 +27,7 @@ from sglang_er import __version__
 COMMANDS = {
     "demo": "show rollouts with and without speculation in a real server",
     "serve": "start an SGLang server that decodes by exact self-speculation",
+    "bench": "measure rollouts or kernels; table, JSON, picture",
     "make-model": "write a Hugging Face checkpoint of a chosen shape, without downloads",
 }
 

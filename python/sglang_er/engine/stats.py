@@ -24,6 +24,10 @@ class StepStats:
 
     def __init__(self) -> None:
         self._pending: deque[_Launched] = deque()
+        self._forward_ended: float | None = None
+        # By (batch size, gamma). Seconds from the end of the forward before: the scheduler's own work is a step's cost.
+        self.cost_steps: Counter[tuple[int, int]] = Counter()
+        self.cost_seconds: defaultdict[tuple[int, int], float] = defaultdict(float)
         self.steps_by_gamma: Counter[int] = Counter()
         self.seconds_by_gamma: defaultdict[int, float] = defaultdict(float)
         self.request_steps = 0
@@ -41,6 +45,13 @@ class StepStats:
         self.steps_by_gamma[gamma] += 1
         self.seconds_by_gamma[gamma] += seconds
         self._pending.append(_Launched(state, gamma, speculating, seconds))
+
+    def forward_ended(self, now: float, step: tuple[int, int] | None = None) -> None:
+        """`step`: batch size and gamma of a decode step; None for a prefill, before which the engine may have idled."""
+        if step is not None and self._forward_ended is not None:
+            self.cost_steps[step] += 1
+            self.cost_seconds[step] += now - self._forward_ended
+        self._forward_ended = now
 
     def finish_step(self, correct_drafts: list[int]) -> StepOutcome | None:
         """Take the counts of the oldest launched step; None if it is unknown (reset in between)."""
@@ -69,6 +80,14 @@ class StepStats:
         """The cache was flushed: the engine is idle, nothing launched is still to be processed."""
         self._pending.clear()
 
+    def costs(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Batch size -> gamma -> steps and seconds, as JSON takes it."""
+        table: dict[str, dict[str, dict[str, float]]] = {}
+        for (size, gamma), steps in sorted(self.cost_steps.items()):
+            seconds = round(self.cost_seconds[size, gamma], 6)
+            table.setdefault(str(size), {})[str(gamma)] = {"steps": steps, "seconds": seconds}
+        return table
+
     def describe(self) -> dict[str, object]:
         speculating = self.speculating_request_steps
         return {
@@ -80,5 +99,8 @@ class StepStats:
             "accepted_drafts": self.accepted_drafts,
             "speculating_request_steps": speculating,
             "accept_length": (self.accepted_drafts + speculating) / speculating if speculating else None,
+            "drafted_at": [self.drafted_at[i] for i in range(len(self.drafted_at))],
+            "accepted_at": [self.accepted_at[i] for i in range(len(self.drafted_at))],
             "alpha": [round(self.accepted_at[i] / self.drafted_at[i], 4) for i in range(len(self.drafted_at))],
+            "costs": self.costs(),
         }

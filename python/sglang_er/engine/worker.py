@@ -119,7 +119,9 @@ class EfficientRolloutWorker(BaseSpecWorker):
         result = self._speculative_step(batch, gamma, speculating) if gamma else self._plain_step(batch)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
-        self.stats.launch_step(state, gamma, speculating, time.perf_counter() - started)
+        ended = time.perf_counter()
+        self.stats.launch_step(state, gamma, speculating, ended - started)
+        self.stats.forward_ended(ended, (state.batch_size, gamma))
         return result
 
     def _prefill(
@@ -130,6 +132,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         result.next_draft_input = DraftState(result.next_token_ids.reshape(-1), batch.seq_lens)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
+        self.stats.forward_ended(time.perf_counter())
         return result
 
     def _step_state(self, batch: ScheduleBatch, speculating: list[int] | None) -> StepState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,9 +50,10 @@ class Client:
         except requests.RequestException:
             return False
 
-    def generate(self, text: str, sampling: Mapping[str, Any], top_logprobs: int = 0) -> Response:
-        """SGLang's own endpoint; `text` goes to the model as it is."""
-        body: dict[str, Any] = {"text": text, "sampling_params": dict(sampling)}
+    def generate(self, prompt: str | Sequence[int], sampling: Mapping[str, Any], top_logprobs: int = 0) -> Response:
+        """SGLang's own endpoint; a text or token ids, which go to the model as they are."""
+        given = {"text": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}
+        body: dict[str, Any] = {**given, "sampling_params": dict(sampling)}
         if top_logprobs:
             body |= {"return_logprob": True, "top_logprobs_num": top_logprobs}
         reply = self._call("POST", "/generate", body)
@@ -92,15 +93,27 @@ class Client:
         engine: dict[str, Any] = self._call("GET", "/er/state")["engines"][0]
         return engine
 
+    def model_path(self) -> str:
+        """What the server was told to load."""
+        return str(self._call("GET", "/model_info")["model_path"])
+
     def set_policy(self, changes: Mapping[str, Any]) -> None:
         """Switch the policy; waits until the server counts itself idle."""
+        self._when_idle("/er/policy", dict(changes), busy=409)
+
+    def flush_cache(self) -> None:
+        """Empty the prefix cache; waits until the server counts itself idle."""
+        self._when_idle("/flush_cache", None, busy=400)
+
+    def _when_idle(self, path: str, body: Mapping[str, Any] | None, busy: int) -> None:
         deadline = time.monotonic() + IDLE_TIMEOUT_S
         while True:
-            reply = self._send("POST", "/er/policy", dict(changes))
+            reply = self._send("POST", path, body)
             if reply.status_code == 200:
                 return
-            if reply.status_code != 409 or time.monotonic() > deadline:
-                raise RolloutError(f"POST /er/policy {dict(changes)}: {reply.status_code} {_one_line(reply.text)}")
+            if reply.status_code != busy or time.monotonic() > deadline:
+                said = f"POST {path}" + (f" {body}" if body else "")
+                raise RolloutError(f"{said}: {reply.status_code} {_one_line(reply.text)}")
             time.sleep(0.05)
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:

@@ -6,77 +6,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from sglang_er.models import task, tokenizer
 from sglang_er.rollout.client import Client, Response
+from sglang_er.rollout.steps import Steps
 from sglang_er.rollout.workload import Rollout
 
 PLAIN: Mapping[str, Any] = {"policy": "fixed", "gamma": 0}
 POLL_S = 1.0
 
 OnProgress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What the engine did between two looks at its counters, which are totals since its start."""
-
-    steps_by_gamma: dict[int, int]
-    request_steps: int
-    committed_tokens: int
-    accepted_drafts: int
-    speculating_request_steps: int
-
-    @staticmethod
-    def total(state: Mapping[str, Any]) -> Steps:
-        """The counters in the reply of GET /er/state."""
-        steps = state["steps"]
-        return Steps(
-            {int(gamma): int(count) for gamma, count in steps["steps_by_gamma"].items()},
-            int(steps["request_steps"]),
-            int(steps["committed_tokens"]),
-            int(steps["accepted_drafts"]),
-            int(steps["speculating_request_steps"]),
-        )
-
-    def since(self, earlier: Steps) -> Steps:
-        by_gamma = Counter(self.steps_by_gamma)
-        by_gamma.subtract(earlier.steps_by_gamma)
-        return Steps(
-            {gamma: count for gamma, count in sorted(by_gamma.items()) if count},
-            self.request_steps - earlier.request_steps,
-            self.committed_tokens - earlier.committed_tokens,
-            self.accepted_drafts - earlier.accepted_drafts,
-            self.speculating_request_steps - earlier.speculating_request_steps,
-        )
-
-    def __add__(self, other: Steps) -> Steps:
-        by_gamma = Counter(self.steps_by_gamma)
-        by_gamma.update(other.steps_by_gamma)
-        return Steps(
-            dict(sorted(by_gamma.items())),
-            self.request_steps + other.request_steps,
-            self.committed_tokens + other.committed_tokens,
-            self.accepted_drafts + other.accepted_drafts,
-            self.speculating_request_steps + other.speculating_request_steps,
-        )
-
-    @property
-    def accept_length(self) -> float | None:
-        """Tokens per request and step that drafted, the bonus token included; None if no step did."""
-        drafting = self.speculating_request_steps
-        return (self.accepted_drafts + drafting) / drafting if drafting else None
-
-    @property
-    def tokens_per_step(self) -> float | None:
-        """Tokens per request and step, plain steps included."""
-        return self.committed_tokens / self.request_steps if self.request_steps else None
 
 
 @dataclass(frozen=True)
@@ -118,24 +62,41 @@ def run_block(
     on_progress: OnProgress | None = None,
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> Block:
-    """Switch the policy, send the batch at once, wait for all of it. `cpu_clock`: processor time of the server."""
+    """Switch the policy, send the batch at once, wait for all of it, judge the responses."""
+    jobs = [partial(send, client, rollout, temperature) for rollout in batch]
+    block, responses = run_jobs(client, policy, jobs, len(jobs), on_progress, cpu_clock)
+    rewards = [task.verify(rollout.prompt, response.text) for rollout, response in zip(batch, responses)]
+    return replace(block, rewards=rewards)
+
+
+def run_jobs(
+    client: Client,
+    policy: Mapping[str, Any],
+    jobs: Sequence[Callable[[], Response]],
+    at_once: int,
+    on_progress: OnProgress | None = None,
+    cpu_clock: Callable[[], float] = time.process_time,
+) -> tuple[Block, list[Response]]:
+    """Switch the policy, keep `at_once` jobs in flight, wait for the last one. The block has no rewards.
+
+    `cpu_clock`: processor time of the server.
+    """
     client.set_policy(policy)
     before = Steps.total(client.state())
     started, cpu_started = time.perf_counter(), cpu_clock()
-    jobs = [partial(send, client, rollout, temperature) for rollout in batch]
-    responses = send_all(jobs, _Progress(client, before, on_progress).report)
+    responses = send_all(jobs, _Progress(client, before, on_progress).report, at_once)
     seconds, cpu_seconds = time.perf_counter() - started, cpu_clock() - cpu_started
     # Switching waits until the server is idle: only then has it counted the last step.
     client.set_policy(policy)
-    steps = Steps.total(client.state()).since(before)
-    return Block(
+    block = Block(
         seconds=seconds,
         cpu_seconds=cpu_seconds,
         tokens=sum(response.tokens for response in responses),
-        rewards=[task.verify(rollout.prompt, response.text) for rollout, response in zip(batch, responses)],
+        rewards=[],
         cut=sum(response.finish == "length" for response in responses),
-        steps=steps,
+        steps=Steps.total(client.state()).since(before),
     )
+    return block, responses
 
 
 @dataclass(frozen=True)
@@ -153,10 +114,15 @@ class _Progress:
 
 
 def send_all(
-    jobs: Sequence[Callable[[], Response]], report: Callable[[int, int, float], None] | None = None
+    jobs: Sequence[Callable[[], Response]],
+    report: Callable[[int, int, float], None] | None = None,
+    at_once: int | None = None,
 ) -> list[Response]:
-    """Run all jobs at once; replies in their order. `report(done, total, seconds)` is called once a second."""
-    pool = ThreadPoolExecutor(len(jobs))
+    """Run the jobs, `at_once` in flight (default: all); replies in their order.
+
+    `report(done, total, seconds)` is called once a second.
+    """
+    pool = ThreadPoolExecutor(at_once or len(jobs))
     started = time.perf_counter()
     try:
         futures = [pool.submit(job) for job in jobs]
@@ -206,7 +172,22 @@ def compare(
     on_progress: Callable[[str, str, bool], None],
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> Comparison:
-    """Up to `pairs` pairs of blocks, fewer where the next would not fit into `budget_s` seconds.
+    """Pairs of blocks of the same batch, fewer than `pairs` where the next would not fit into `budget_s` seconds."""
+
+    def run(pair: int, changes: Mapping[str, Any], tell: OnProgress) -> Block:
+        return run_block(client, changes, batch, on_progress=tell, cpu_clock=cpu_clock)
+
+    return alternate(run, policy, pairs, budget_s, on_progress)
+
+
+def alternate(
+    run: Callable[[int, Mapping[str, Any], OnProgress], Block],
+    policy: Mapping[str, Any],
+    pairs: int,
+    budget_s: float,
+    on_progress: Callable[[str, str, bool], None],
+) -> Comparison:
+    """Blocks of plain decode and of `policy` in turn; `run(pair, changes, tell)` measures one.
 
     The order within a pair turns every time, so that a drift of the machine favours nobody.
     `on_progress(block, text, done)` is told what is going on.
@@ -220,8 +201,7 @@ def compare(
         for name in list(arms)[:: 1 if pair % 2 == 0 else -1]:
             changes, blocks = arms[name]
             label = f"pair {pair + 1}, {name}"
-            tell = partial(_tell, on_progress, label)
-            block = run_block(client, changes, batch, on_progress=tell, cpu_clock=cpu_clock)
+            block = run(pair, changes, partial(_tell, on_progress, label))
             blocks.append(block)
             figures = f"{block.tokens} tokens in {block.seconds:.1f} s, {block.tokens_per_second:.1f} tokens/s"
             on_progress(label, figures, True)

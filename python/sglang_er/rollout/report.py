@@ -10,7 +10,8 @@ from typing import Any
 
 from sglang_er.rollout.equality import NEAR_TIE_NATS, Equality
 from sglang_er.rollout.machine import Machine
-from sglang_er.rollout.measure import Block, Comparison, Steps
+from sglang_er.rollout.measure import Block, Comparison
+from sglang_er.rollout.steps import Steps
 from sglang_er.rollout.workload import Rollout
 
 # A speed-up this close to 1 is called neither faster nor slower.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from sglang_er.cli import demo
-from sglang_er.models import make
 from sglang_er.rollout.errors import RolloutError
 from sglang_er.rollout.progress import Progress
 
@@ -19,41 +17,6 @@ def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     return parser.parse_args(list(words))
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
-    """Directories that make_model was asked to fill; nothing real is made."""
-    asked: list[Path] = []
-
-    def make_model(shape, arch, out, progress):
-        asked.append(out)
-        out.mkdir(parents=True)
-        (out / "config.json").write_text("{}")
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(make, "make_model", make_model)
-    return asked
-
-
-def test_the_model_is_made_once_and_never_in_place(made):
-    progress = Progress(io.StringIO())
-    first = demo._cached_model("tiny", "qwen3", progress)
-    assert demo._cached_model("tiny", "qwen3", progress) == first
-    assert len(made) == 1 and made[0] != first
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
-    assert demo._cached_model("tiny", "llama", progress) != first
-
-
-def test_a_model_that_cannot_be_made_leaves_nothing_behind(made, monkeypatch):
-    def fails(shape, arch, out, progress):
-        out.mkdir(parents=True)
-        raise ValueError("no such size")
-
-    monkeypatch.setattr(make, "make_model", fails)
-    with pytest.raises(ValueError):
-        demo._cached_model("tiny", "qwen3", Progress(io.StringIO()))
-    assert not list((demo.cache_dir() / "models").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,25 @@ def test_a_flush_forgets_steps_that_will_never_be_reported():
     stats.launch_step(STATE, 2, None, 0.1)
     stats.forget_pending()
     assert stats.finish_step([1, 1, 1]) is None
+
+
+def test_a_step_costs_the_time_since_the_forward_before_it_and_a_prefill_costs_none():
+    stats = StepStats()
+    stats.forward_ended(10.0, (4, 0))  # nothing before it: unknown
+    stats.forward_ended(100.0)
+    for now, gamma in ((100.5, 3), (101.0, 3), (101.25, 0)):
+        stats.forward_ended(now, (2, gamma))
+    stats.forward_ended(500.0)
+    stats.forward_ended(500.125, (1, 0))
+    assert stats.describe()["costs"] == {
+        "1": {"0": {"steps": 1, "seconds": 0.125}},
+        "2": {"0": {"steps": 1, "seconds": 0.25}, "3": {"steps": 2, "seconds": 1.0}},
+    }
+
+
+def test_acceptance_counts_are_there_for_clients_that_take_differences():
+    stats = StepStats()
+    stats.launch_step(STATE, 2, None, 0.1)
+    stats.finish_step([0, 2, 1])
+    described = stats.describe()
+    assert (described["drafted_at"], described["accepted_at"]) == ([3, 2], [2, 1])

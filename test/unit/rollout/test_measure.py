@@ -10,7 +10,8 @@ import pytest
 from sglang_er.rollout import measure
 from sglang_er.rollout.client import Response
 from sglang_er.rollout.errors import RolloutError
-from sglang_er.rollout.measure import PLAIN, Block, Comparison, Steps
+from sglang_er.rollout.measure import PLAIN, Block, Comparison
+from sglang_er.rollout.steps import Steps
 from sglang_er.rollout.workload import make_batch
 
 
@@ -57,18 +58,6 @@ def block(rate: float, gamma: int = 0) -> Block:
     return Block(10.0, 20.0, int(rate * 10), [1.0, 0.0], 0, steps(gamma, 10))
 
 
-def test_counters_are_differences_of_totals_and_drop_lengths_that_did_not_occur():
-    earlier = Steps({0: 5, 3: 2}, 7, 20, 4, 2)
-    later = Steps({0: 5, 3: 6, 5: 1}, 12, 40, 13, 7)
-    assert later.since(earlier) == Steps({3: 4, 5: 1}, 5, 20, 9, 5)
-
-
-def test_accept_length_counts_the_bonus_token_and_needs_a_step_that_drafted():
-    assert Steps({3: 4}, 4, 12, 8, 4).accept_length == 3.0
-    assert steps(0, 4).accept_length is None
-    assert (steps(0, 4) + Steps({3: 4}, 4, 12, 8, 4)).tokens_per_step == 2.0
-
-
 def test_a_block_uses_both_endpoints_and_reports_only_its_own_steps():
     client = FakeClient()
     done = measure.run_block(client, {"policy": "fixed", "gamma": 3}, make_batch(4))
@@ -76,6 +65,24 @@ def test_a_block_uses_both_endpoints_and_reports_only_its_own_steps():
     assert done.tokens == 20 and done.cut == 2 and len(done.rewards) == 4
     assert done.steps.steps_by_gamma == {3: 8}
     assert done.steps.committed_tokens == 20
+
+
+def test_a_closed_loop_keeps_no_more_requests_in_flight_than_it_should():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def job() -> Response:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return Response("", 3, "length")
+
+    block, responses = measure.run_jobs(FakeClient(), PLAIN, [job] * 7, at_once=2)
+    assert most == 2 and len(responses) == 7
+    assert block.tokens == 21 and block.cut == 7 and block.rewards == []
 
 
 def test_pairs_turn_their_order_so_that_a_drift_favours_nobody():

@@ -7,7 +7,8 @@ import pytest
 from sglang_er.rollout import report
 from sglang_er.rollout.equality import Difference, Equality
 from sglang_er.rollout.machine import Machine
-from sglang_er.rollout.measure import Block, Comparison, Steps
+from sglang_er.rollout.measure import Block, Comparison
+from sglang_er.rollout.steps import Steps
 from sglang_er.rollout.workload import make_batch
 
 QUIET = Machine("CPU of a test", 4, (0.5, 0.5, 0.5))
