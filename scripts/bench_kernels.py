@@ -118,6 +118,7 @@ def linear_candidates(rows: int, cols: int, batch: int, footprint: int, isas: li
         for name, runs in (
             ("bf16_linear", [partial(kernels.bf16_linear, x, w) for w in weights]),
             ("w4a16", [partial(kernels.w4a16_linear, x, w) for w in ours]),
+            ("w4a8", [partial(kernels.w4a8_linear, x, w) for w in ours]),
         ):
             run = rotate(runs)
 
