@@ -27,6 +27,7 @@ class Library:
     w4a16_linear: Function
     dequantize: Function
     paged_attention: Function
+    kv_shadow_store: Function
     isa: Function
     supported_isas: Function
     set_isa: Function
