@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "attention_work.h"
 #include "kv_rows.h"
@@ -75,37 +76,76 @@ void score_from_panel(const float* panel, const float* q, int dim, const float* 
   }
 }
 
-// Calls score(rows of one pass, q, scores) for rows [row, tile.rows) that see any of G vectors of keys from
+// Calls score(count of rows, first row) for the rows [row, tile.rows) that see any of G vectors of keys from
 // key `first` of the split on, R or fewer at a time.
 template <int R, int G, class Fn>
-SGLANG_ER_INLINE void each_pass(const Tile& tile, const Workspace& work, int dim, int64_t base, int first,
-                                int row, const Fn& score) {
+SGLANG_ER_INLINE void each_pass(const Tile& tile, const Workspace& work, int64_t base, int first, int row,
+                                const Fn& score) {
   for (; row + R <= tile.rows; row += R) {
     const int64_t begin = base + first, end = begin + G * kLanes;
     // Rows are in the order of their tokens: the last sees furthest, the first back to the earliest key.
     if (work.visible[row + R - 1].end <= begin || work.visible[row].begin >= end) continue;
-    score(std::integral_constant<int, R>{}, work.q + int64_t{row} * dim,
-          work.scores + int64_t{row} * kSplitKeys + first);
+    score(std::integral_constant<int, R>{}, row);
   }
-  if constexpr (R > 1) each_pass<R / 2, G>(tile, work, dim, base, first, row, score);
+  if constexpr (R > 1) each_pass<R / 2, G>(tile, work, base, first, row, score);
 }
 
-// Scores of all rows against G vectors of keys that begin with key `first` of the split.
+// Scores of the rows of q against the G vectors of keys in the panel, which begin with key `first` of the
+// split.
+template <int G>
+SGLANG_ER_INLINE void score_panel(const Tile& tile, const Workspace& work, const float* q, int dim,
+                                  int64_t base, int first, Lookahead& ahead) {
+  each_pass<kScoreRows, G>(tile, work, base, first, 0, [&](auto count, int row) {
+    score_from_panel<count(), G>(work.panel, q + int64_t{row} * dim, dim, work.key_scales + first,
+                                 work.scores + int64_t{row} * kSplitKeys + first, ahead);
+  });
+}
+
+// Scores of all rows against G vectors of keys of one kind that begin with key `first` of the split.
 template <class T, int G>
 void score_keys(const Tile& tile, const Workspace& work, int dim, int64_t base, int first,
                 const uint8_t* const* rows, Lookahead& ahead) {
-  const float* scales = work.key_scales + first;
+  const float* q = std::is_same_v<T, Int4> ? work.rotated : work.q;
   if (tile.rows <= kStreamRows && Packing<T>::row_bytes(dim) % kStepBytes == 0) {
-    each_pass<kStreamRows, G>(tile, work, dim, base, first, 0,
-                              [&](auto count, const float* q, float* scores) {
-                                score_from_rows<T, count(), G>(rows, q, dim, scales, scores);
-                              });
+    each_pass<kStreamRows, G>(tile, work, base, first, 0, [&](auto count, int row) {
+      score_from_rows<T, count(), G>(rows, q + int64_t{row} * dim, dim, work.key_scales + first,
+                                     work.scores + int64_t{row} * kSplitKeys + first);
+    });
     return;
   }
   for (int g = 0; g < G; ++g) fill_keys<T>(rows + g * kLanes, dim, work.panel + g * kLanes, ahead);
-  each_pass<kScoreRows, G>(tile, work, dim, base, first, 0, [&](auto count, const float* q, float* scores) {
-    score_from_panel<count(), G>(work.panel, q, dim, scales, scores, ahead);
-  });
+  score_panel<G>(tile, work, q, dim, base, first, ahead);
+}
+
+// One vector of keys of which some (T) lie in the pool and some (S) in the shadow. Widening changes no bit of
+// a key, so a key of the pool gets the score that it has among its own kind.
+template <class T, class S>
+void score_mixed_keys(const Tile& tile, const Workspace& work, int dim, int64_t base, int first,
+                      const uint8_t* const* rows, Lookahead& ahead) {
+  const uint8_t* wide[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    float* out = work.wide + i * dim;
+    wide[i] = reinterpret_cast<const uint8_t*>(out);
+    if (work.in_shadow[first + i]) {
+      widen_key<S>(rows[i], dim, out);
+    } else {
+      widen_key<T>(rows[i], dim, out);
+    }
+  }
+  fill_keys<float>(wide, dim, work.panel, ahead);
+  score_panel<1>(tile, work, work.q, dim, base, first, ahead);
+  if constexpr (std::is_same_v<S, Int4>) {
+    float* plain = work.wide + kLanes * dim;
+    for (int row = 0; row < tile.rows; ++row)
+      store(plain + row * kLanes, load(work.scores + int64_t{row} * kSplitKeys + first));
+    score_panel<1>(tile, work, work.rotated, dim, base, first, ahead);
+    for (int row = 0; row < tile.rows; ++row) {
+      for (int i = 0; i < kLanes; ++i) {
+        if (!work.in_shadow[first + i])
+          work.scores[int64_t{row} * kSplitKeys + first + i] = plain[row * kLanes + i];
+      }
+    }
+  }
 }
 
 // p * 0 is NaN for a NaN, which exp() does not keep.

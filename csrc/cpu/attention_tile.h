@@ -13,6 +13,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "attention_rows.h"
 #include "attention_scores.h"
 #include "attention_values.h"
 #include "attention_work.h"
@@ -23,50 +24,74 @@
 namespace sglang_er::cpu {
 namespace {
 
-// Positions [base, base + kSplitKeys) that the tile sees, as keys of the split, and those widened to vectors.
-struct SplitKeys {
-  int begin, end;   // seen by some row
-  int first, last;  // multiples of kLanes
-};
-
-SGLANG_ER_INLINE SplitKeys keys_of_split(const Tile& tile, int64_t base) {
-  const auto begin = static_cast<int>(tile.keys.begin > base ? tile.keys.begin - base : 0);
-  const auto end = static_cast<int>(tile.keys.end < base + kSplitKeys ? tile.keys.end - base : kSplitKeys);
-  return {begin, end, begin / kLanes * kLanes, round_up(end, kLanes)};
+// Calls fn with a null pointer of the type in which a key of the pool, or of the shadow, is stored.
+template <class Fn>
+SGLANG_ER_INLINE void with_storage(const PagedAttentionCall& call, bool in_shadow, const Fn& fn) {
+  if (!in_shadow) return with_type(call.kv_type, fn);
+  if (call.shadow.bits == 8) return fn(static_cast<int8_t*>(nullptr));
+  return fn(static_cast<Int4*>(nullptr));
 }
 
-// Finds the rows of the pool for a split's keys; a lane beside them repeats a visible key. The rows that will
-// be read after these are the next split's keys, if the unit has one, or the next KV head's.
-SGLANG_ER_INLINE void find_rows(const PagedAttentionCall& call, const Tile& tile, int64_t base,
-                                int64_t next_base, const SplitKeys& keys, Workspace& work) {
-  const int bytes = element_bytes(call.kv_type);
-  const int32_t* slots = call.req_to_token + call.rows[tile.request] * call.row_stride;
-  const auto* pool_keys = static_cast<const uint8_t*>(call.keys) + tile.kv_head * call.head_dim * bytes;
-  const auto* pool_values = static_cast<const uint8_t*>(call.values) + tile.kv_head * call.value_dim * bytes;
-  const int64_t key_bytes = call.key_stride * bytes, value_bytes = call.value_stride * bytes;
-  const int count = keys.last - keys.first;
-  const uint8_t** key_rows = work.rows;
-  const uint8_t** value_rows = work.rows + count;
-  for (int k = keys.begin; k < keys.end; ++k) {
-    const int64_t slot = slots[base + k];
-    key_rows[k - keys.first] = pool_keys + slot * key_bytes;
-    value_rows[k - keys.first] = pool_values + slot * value_bytes;
-  }
-  for (int k = 0; k < count; ++k) {
-    if (k == keys.begin - keys.first) k = keys.end - keys.first;
-    if (k >= count) break;
-    key_rows[k] = key_rows[keys.begin - keys.first];
-    value_rows[k] = value_rows[keys.begin - keys.first];
-  }
-  for (int k = keys.first; k < keys.last; ++k) work.key_scales[k] = call.scale;
+// Calls mixed() if keys [first, first + count) of the split are of both kinds, else same(in_shadow).
+template <class Same, class Mixed>
+SGLANG_ER_INLINE void by_kind(const PagedAttentionCall& call, const Workspace& work, int first, int count,
+                              const Same& same, const Mixed& mixed) {
+  if (call.shadow.bits == 0) return same(false);
+  int in_shadow = 0;
+  for (int k = first; k < first + count; ++k) in_shadow += work.in_shadow[k];
+  if (in_shadow == 0 || in_shadow == count) return same(in_shadow != 0);
+  mixed();
+}
 
-  const bool wraps = next_base >= tile.keys.end;
-  const int64_t first = wraps ? tile.keys.begin : next_base;
-  const uint8_t* next = pool_keys + (wraps ? call.head_dim * bytes : 0);
-  for (int k = 0; k < kAhead; ++k) {
-    const int64_t position = first + k < tile.keys.end ? first + k : tile.keys.end - 1;
-    value_rows[count + k] = next + slots[position] * key_bytes;
-  }
+template <int G>
+SGLANG_ER_INLINE void score_vectors(const PagedAttentionCall& call, const Tile& tile, const Workspace& work,
+                                    int64_t base, int first, const uint8_t* const* rows, Lookahead& ahead) {
+  by_kind(
+      call, work, first, G * kLanes,
+      [&](bool in_shadow) {
+        with_storage(call, in_shadow, [&](auto* type) {
+          using T = std::remove_pointer_t<decltype(type)>;
+          score_keys<T, G>(tile, work, call.head_dim, base, first, rows, ahead);
+        });
+      },
+      [&] {
+        if constexpr (G > 1) {
+          for (int g = 0; g < G; ++g)
+            score_vectors<1>(call, tile, work, base, first + g * kLanes, rows + g * kLanes, ahead);
+        } else {
+          with_type(call.kv_type, [&](auto* pool) {
+            with_storage(call, true, [&](auto* shadow) {
+              using T = std::remove_pointer_t<decltype(pool)>;
+              using S = std::remove_pointer_t<decltype(shadow)>;
+              if constexpr (std::is_same_v<S, int8_t> || std::is_same_v<S, Int4>)
+                score_mixed_keys<T, S>(tile, work, call.head_dim, base, first, rows, ahead);
+            });
+          });
+        }
+      });
+}
+
+SGLANG_ER_INLINE void add_panel(const PagedAttentionCall& call, const Tile& tile, const Workspace& work,
+                                int64_t base, int first, int count, const uint8_t* const* rows,
+                                Lookahead& ahead) {
+  by_kind(
+      call, work, first, count,
+      [&](bool in_shadow) {
+        with_storage(call, in_shadow, [&](auto* type) {
+          using T = std::remove_pointer_t<decltype(type)>;
+          weigh_values<T>(tile, work, call.value_dim, base, first, count, rows, ahead);
+        });
+      },
+      [&] {
+        const int width = round_up(call.value_dim, kLanes);
+        for (int key = 0; key < count; ++key) {
+          with_storage(call, work.in_shadow[first + key], [&](auto* type) {
+            using T = std::remove_pointer_t<decltype(type)>;
+            fill_value<T>(rows[key], call.value_dim, work.panel + int64_t{key} * width);
+          });
+        }
+        add_rows<kValueRows>(tile, work, ValuePanel{work.panel, width, ahead}, width, base, first, count, 0);
+      });
 }
 
 // work.split = softmax and weighted values of the keys from position `base` on.
@@ -74,45 +99,46 @@ SGLANG_ER_INLINE void attend_split(const PagedAttentionCall& call, const Tile& t
                                    int64_t next_base, Workspace& work) {
   const int width = round_up(call.value_dim, kLanes);
   const SplitKeys keys = keys_of_split(tile, base);
-  find_rows(call, tile, base, next_base, keys, work);
   const int count = keys.last - keys.first;
   const uint8_t* const* key_rows = work.rows;
   const uint8_t* const* value_rows = work.rows + count;
+  if (call.shadow.bits == 0) {
+    find_pool_rows(call, tile, base, next_base, keys, work);
+  } else {
+    find_shadow_rows(call, tile, base, next_base, keys, work);
+  }
 
-  Lookahead ahead{key_rows + kAhead, value_rows + kAhead,
-                  int64_t{call.head_dim} * element_bytes(call.kv_type)};
+  Lookahead ahead{key_rows + kAhead, value_rows + kAhead, row_bytes(call, call.head_dim)};
   for (int k = keys.first; k < keys.last; k += kPanelKeys) {
-    with_type(call.kv_type, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      if (keys.last - k > kLanes) {
-        score_keys<T, 2>(tile, work, call.head_dim, base, k, key_rows + (k - keys.first), ahead);
-      } else {
-        score_keys<T, 1>(tile, work, call.head_dim, base, k, key_rows + (k - keys.first), ahead);
-      }
-    });
+    const uint8_t* const* rows = key_rows + (k - keys.first);
+    if (keys.last - k > kLanes) {
+      score_vectors<2>(call, tile, work, base, k, rows, ahead);
+    } else {
+      score_vectors<1>(call, tile, work, base, k, rows, ahead);
+    }
   }
 
   for (int row = 0; row < tile.rows; ++row) {
     const Span& visible = work.visible[row];
-    const int64_t from = visible.begin > base ? visible.begin - base : 0;
-    const int64_t to = visible.end < base + kSplitKeys ? visible.end - base : kSplitKeys;
+    const auto from = static_cast<int>(visible.begin > base ? visible.begin - base : 0);
+    const auto to = static_cast<int>(visible.end < base + kSplitKeys ? visible.end - base : kSplitKeys);
+    float* scores = work.scores + int64_t{row} * kSplitKeys;
     work.split.largest[row] = -std::numeric_limits<float>::infinity();
     work.split.sum[row] = 0.0f;
     if (from < to) {
-      softmax_row(work.scores + int64_t{row} * kSplitKeys, static_cast<int>(from), static_cast<int>(to),
-                  work.split.largest + row, work.split.sum + row);
+      softmax_row(scores, from, to, work.split.largest + row, work.split.sum + row);
+      if (call.shadow.bits != 0) {
+        for (int k = from / kLanes * kLanes; k < to; k += kLanes)
+          store(scores + k, mul(load(scores + k), load(work.value_scales + k)));
+      }
     }
     for (int d = 0; d < width; d += kLanes) store(work.split.values + int64_t{row} * width + d, zero());
   }
 
-  ahead = {value_rows + kAhead, value_rows + count + kAhead,
-           int64_t{call.value_dim} * element_bytes(call.kv_type)};
+  ahead = {value_rows + kAhead, value_rows + count + kAhead, row_bytes(call, call.value_dim)};
   for (int k = keys.begin; k < keys.end; k += kPanelKeys) {
     const int some = keys.end - k < kPanelKeys ? keys.end - k : kPanelKeys;
-    with_type(call.kv_type, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      weigh_values<T>(tile, work, call.value_dim, base, k, some, value_rows + (k - keys.first), ahead);
-    });
+    add_panel(call, tile, work, base, k, some, value_rows + (k - keys.first), ahead);
   }
 }
 

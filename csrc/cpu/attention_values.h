@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "attention_work.h"
 #include "kv_rows.h"
@@ -23,7 +24,12 @@ struct ValueRows {
     for (int v = 0; v < V; ++v) {
       const int64_t offset = Packing<T>::row_bytes((first + v) * kLanes);
       if (offset % 64 == 0) prefetch(next + offset);
-      value[v] = load_value<T>(rows[key], first + v, dim);
+      if constexpr (std::is_same_v<T, Int4> && V > 1) {  // first is even
+        if (v % 2 == 0)
+          load_levels(reinterpret_cast<const Int4*>(rows[key] + offset), value[v], value[v + 1]);
+      } else {
+        value[v] = load_value<T>(rows[key], first + v, dim);
+      }
     }
   }
 };
@@ -94,6 +100,11 @@ void add_rows(const Tile& tile, const Workspace& work, const Source& source, int
   if constexpr (R > 1) add_rows<R / 2>(tile, work, source, width, base, first, keys, row);
 }
 
+template <class T>
+SGLANG_ER_INLINE void fill_value(const uint8_t* row, int dim, float* out) {
+  for (int v = 0; v * kLanes < dim; ++v) store(out + v * kLanes, load_value<T>(row, v, dim));
+}
+
 // Keys [first, first + keys) of the split, whose values lie in `rows`, for all rows of the tile.
 template <class T>
 void weigh_values(const Tile& tile, const Workspace& work, int dim, int64_t base, int first, int keys,
@@ -104,8 +115,7 @@ void weigh_values(const Tile& tile, const Workspace& work, int dim, int64_t base
     return;
   }
   for (int key = 0; key < keys; ++key) {
-    for (int v = 0; v < width / kLanes; ++v)
-      store(work.panel + int64_t{key} * width + v * kLanes, load_value<T>(rows[key], v, dim));
+    fill_value<T>(rows[key], dim, work.panel + int64_t{key} * width);
     ahead.ask(1);
   }
   add_rows<kValueRows>(tile, work, ValuePanel{work.panel, width, ahead}, width, base, first, keys, 0);

@@ -49,12 +49,16 @@ struct Partial {
 };
 
 struct Workspace {
-  float* q;       // [rows][head_dim]
-  float* scores;  // [rows][kSplitKeys]
-  float* panel;   // keys [head_dim][kPanelKeys] or values [kPanelKeys][padded value_dim]
+  float* q;        // [rows][head_dim]
+  float* rotated;  // the same, rotated as the keys of an int4 shadow are
+  float* scores;   // [rows][kSplitKeys]
+  float* panel;    // keys [head_dim][kPanelKeys] or values [kPanelKeys][padded value_dim]
+  float* wide;     // [kLanes][head_dim] keys of both kinds, then scores [rows][kLanes]
   const uint8_t* rows[2 * kSplitKeys + kAhead];  // keys, values, keys that come next
   float key_scales[kSplitKeys];
-  Span visible[kTileRows];  // positions that a row sees
+  float value_scales[kSplitKeys];  // written if there is a shadow
+  uint8_t in_shadow[kSplitKeys];   // where a key's rows lie; also written only then
+  Span visible[kTileRows];         // positions that a row sees
   Partial split;
   Partial total;
 };

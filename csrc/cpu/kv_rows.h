@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "dtype.h"
@@ -39,6 +40,12 @@ template <class T>
 struct Packing {
   static constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
   static constexpr int64_t row_bytes(int dim) { return static_cast<int64_t>(dim) * sizeof(T); }
+};
+
+template <>
+struct Packing<Int4> {
+  static constexpr int kPerWord = 8;
+  static constexpr int64_t row_bytes(int dim) { return dim / 2; }
 };
 
 // Calls use(i) for i = 0 .. N - 1 as compile-time constants.
@@ -87,6 +94,26 @@ SGLANG_ER_INLINE Floats load_value(const uint8_t* row, int v, int dim) {
   const T* values = reinterpret_cast<const T*>(row) + v * kLanes;
   const int left = dim - v * kLanes;
   return left >= kLanes ? load(values) : load_first(values, left);
+}
+template <>
+SGLANG_ER_INLINE Floats load_value<Int4>(const uint8_t* row, int v, int) {
+  Floats low, high;
+  load_levels(reinterpret_cast<const Int4*>(row) + v / 2 * kLanes, low, high);
+  return v % 2 == 0 ? low : high;
+}
+
+// A key row in fp32, with the levels of a quantized one not yet scaled.
+template <class T>
+SGLANG_ER_INLINE void widen_key(const uint8_t* row, int dim, float* out) {
+  const T* elements = reinterpret_cast<const T*>(row);
+  if constexpr (std::is_same_v<T, Int4>) {
+    for (int d = 0; d < dim; ++d)
+      out[d] = static_cast<float>(elements[d / 2].pair >> (d % 2 * 4) & 15) - 7.5f;
+  } else if constexpr (std::is_same_v<T, int8_t>) {
+    for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(elements[d]);
+  } else {
+    for (int d = 0; d < dim; ++d) out[d] = to_float(elements[d]);
+  }
 }
 
 }  // namespace

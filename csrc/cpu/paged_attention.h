@@ -19,6 +19,7 @@
 #include "attention_tile.h"
 #include "paged_attention_op.h"
 #include "parallel.h"
+#include "rotation.h"
 
 namespace sglang_er::cpu {
 namespace {
@@ -52,6 +53,8 @@ SGLANG_ER_INLINE Workspace* take_workspace(Arena& arena, const PagedAttentionCal
   Workspace space{};
   Workspace* work = arena.take<Workspace>(1);
   space.q = arena.take<float>(int64_t{rows} * call.head_dim);
+  if (call.shadow.bits == 4) space.rotated = arena.take<float>(int64_t{rows} * call.head_dim);
+  if (call.shadow.bits != 0) space.wide = arena.take<float>(kLanes * (call.head_dim + rows));
   space.scores = arena.take<float>(int64_t{rows} * kSplitKeys);
   space.panel = arena.take<float>(int64_t{kPanelKeys} * (call.head_dim > width ? call.head_dim : width));
   space.split = take_partial(arena, rows, width);
@@ -136,6 +139,10 @@ SGLANG_ER_INLINE void load_tile(const PagedAttentionCall& call, const Tile& tile
       const auto* q = static_cast<decltype(type)>(const_cast<void*>(call.q)) + offset;
       for (int d = 0; d < dim; ++d) work.q[int64_t{row} * dim + d] = to_float(q[d]);
     });
+    if (call.shadow.bits != 4) continue;
+    float* rotated = work.rotated + int64_t{row} * dim;
+    for (int d = 0; d < dim; ++d) rotated[d] = work.q[int64_t{row} * dim + d];
+    rotate(rotated, dim);
   }
 }
 
@@ -178,7 +185,7 @@ SGLANG_ER_INLINE void merge_splits(const PagedAttentionCall& call, const Unit* u
 
 SGLANG_ER_INLINE void run_paged_attention(const PagedAttentionCall& call) {
   const int width = round_up(call.value_dim, kLanes);
-  const int64_t pair_bytes = int64_t{call.head_dim + call.value_dim} * element_bytes(call.kv_type);
+  const int64_t pair_bytes = row_bytes(call, call.head_dim + call.value_dim);
   int64_t tiles = 0, units = 0, bytes = 0, partial_floats = 0;
   int rows = 0;
   for_each_unit(call, false, [&](const Unit& unit, int64_t splits) {

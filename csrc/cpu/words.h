@@ -15,6 +15,11 @@ namespace {
 inline constexpr int kStepBytes = 16;
 inline constexpr int kStepWords = 4;
 
+// Two 4-bit levels n, each the value n - 7.5 (kv_shadow.h).
+struct Int4 {
+  uint8_t pair;
+};
+
 #if defined(__AVX512F__)
 
 struct Words {
@@ -57,6 +62,27 @@ SGLANG_ER_INLINE Floats element(Words words, const _Float16*) {
 template <int J>
 SGLANG_ER_INLINE Floats element(Words words, const float*) {
   return {_mm512_castsi512_ps(words.v)};
+}
+template <int J>
+SGLANG_ER_INLINE Floats element(Words words, const int8_t*) {
+  const __m512i top = J == 3 ? words.v : _mm512_slli_epi32(words.v, 24 - 8 * J);
+  return {_mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24))};
+}
+// vpermps reads the low 4 bits of a lane as an index: a table of the levels needs no mask and no conversion.
+SGLANG_ER_INLINE Floats levels(__m512i nibbles) {
+  const __m512 table = _mm512_setr_ps(-7.5f, -6.5f, -5.5f, -4.5f, -3.5f, -2.5f, -1.5f, -0.5f, 0.5f, 1.5f,
+                                      2.5f, 3.5f, 4.5f, 5.5f, 6.5f, 7.5f);
+  return {_mm512_permutexvar_ps(nibbles, table)};
+}
+template <int J>
+SGLANG_ER_INLINE Floats element(Words words, const Int4*) {
+  return levels(J == 0 ? words.v : _mm512_srli_epi32(words.v, 4 * J));
+}
+// The low and the high levels of sixteen bytes.
+SGLANG_ER_INLINE void load_levels(const Int4* pairs, Floats& low, Floats& high) {
+  const __m512i bytes = _mm512_cvtepu8_epi32(load_step(reinterpret_cast<const uint8_t*>(pairs)));
+  low = levels(bytes);
+  high = levels(_mm512_srli_epi32(bytes, 4));
 }
 
 #elif defined(__AVX2__)
@@ -112,6 +138,29 @@ template <int J>
 SGLANG_ER_INLINE Floats element(Words words, const float*) {
   return each_half(words, [](__m256i bits) { return _mm256_castsi256_ps(bits); });
 }
+template <int J>
+SGLANG_ER_INLINE Floats element(Words words, const int8_t*) {
+  return each_half(words, [](__m256i bits) {
+    const __m256i top = J == 3 ? bits : _mm256_slli_epi32(bits, 24 - 8 * J);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24));
+  });
+}
+SGLANG_ER_INLINE __m256 levels(__m256i nibbles) {
+  const __m256i low = _mm256_and_si256(nibbles, _mm256_set1_epi32(15));
+  return _mm256_sub_ps(_mm256_cvtepi32_ps(low), _mm256_set1_ps(7.5f));
+}
+template <int J>
+SGLANG_ER_INLINE Floats element(Words words, const Int4*) {
+  return each_half(words,
+                   [](__m256i bits) { return levels(J == 0 ? bits : _mm256_srli_epi32(bits, 4 * J)); });
+}
+// The low and the high levels of sixteen bytes.
+SGLANG_ER_INLINE void load_levels(const Int4* pairs, Floats& low, Floats& high) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pairs));
+  const __m256i first = _mm256_cvtepu8_epi32(bytes), last = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+  low = {levels(first), levels(last)};
+  high = {levels(_mm256_srli_epi32(first, 4)), levels(_mm256_srli_epi32(last, 4))};
+}
 
 #else
 
@@ -142,6 +191,22 @@ SGLANG_ER_INLINE Floats element(const Words& words, const _Float16*) {
 template <int J>
 SGLANG_ER_INLINE Floats element(const Words& words, const float*) {
   return each_lane([&](int i) { return std::bit_cast<float>(words.lane[i]); });
+}
+template <int J>
+SGLANG_ER_INLINE Floats element(const Words& words, const int8_t*) {
+  return each_lane([&](int i) { return static_cast<float>(static_cast<int8_t>(words.lane[i] >> (8 * J))); });
+}
+SGLANG_ER_INLINE float level(uint32_t nibble) {
+  return static_cast<float>(static_cast<int>(nibble & 15)) - 7.5f;
+}
+template <int J>
+SGLANG_ER_INLINE Floats element(const Words& words, const Int4*) {
+  return each_lane([&](int i) { return level(words.lane[i] >> (4 * J)); });
+}
+// The low and the high levels of sixteen bytes.
+SGLANG_ER_INLINE void load_levels(const Int4* pairs, Floats& low, Floats& high) {
+  low = each_lane([&](int i) { return level(pairs[i].pair); });
+  high = each_lane([&](int i) { return level(pairs[i].pair >> 4); });
 }
 
 #endif

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from sglang_er.kernels.attention_ops import paged_attention
+from sglang_er.kernels.attention_ops import kv_shadow_store, paged_attention
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
+from sglang_er.kernels.kv_shadow import KvShadow
 from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a8_linear, w4a16_linear
 from sglang_er.kernels.registry import active_implementation
 from sglang_er.kernels.sampling_ops import sample_rows, softmax_rows
 
 __all__ = [
+    "KvShadow",
     "LibraryError",
     "PackedWeight",
     "active_implementation",
     "bf16_linear",
     "dequantize",
     "isa",
+    "kv_shadow_store",
     "library_version",
     "paged_attention",
     "quantize_pack",

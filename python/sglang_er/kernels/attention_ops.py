@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from sglang_er.kernels.base import WEIGHT_DTYPES, check_device, check_dtype
+from sglang_er.kernels.cpu import kv_shadow_store as cpu_kv_shadow_store
 from sglang_er.kernels.cpu import paged_attention as cpu_paged_attention
+from sglang_er.kernels.kv_shadow import KvShadow
+from sglang_er.kernels.reference import kv_shadow_store as reference_kv_shadow_store
 from sglang_er.kernels.reference import paged_attention as reference_paged_attention
 from sglang_er.kernels.registry import REFERENCE, Implementation, register, resolve
 
@@ -19,6 +22,8 @@ register(
     Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_paged_attention.paged_attention),
 )
 register("paged_attention", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_paged_attention.paged_attention))
+register("kv_shadow_store", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_kv_shadow_store.kv_shadow_store))
+register("kv_shadow_store", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_kv_shadow_store.kv_shadow_store))
 
 
 def paged_attention(
@@ -32,6 +37,9 @@ def paged_attention(
     *,
     scale: float,
     window: int = -1,
+    shadow: KvShadow | None = None,
+    valid: torch.Tensor | None = None,
+    exact_newest: int = 0,
     out: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> torch.Tensor:
@@ -47,25 +55,27 @@ def paged_attention(
     ``q`` and the pool are bf16, fp16 or fp32 (the reference takes an fp64 ``q``), ``out`` has the dtype of ``q`` or is
     fp32; sums are fp32. Tokens of ``q`` and ``out`` and slots of the pool may lie any distance apart. The result
     of a token has the same bits in any batch, at any number of query tokens and of threads.
+
+    With a ``shadow``, slots with ``valid`` (uint8 ``[slots]``) at positions before the newest ``exact_newest`` of the
+    context are read from it, the others from the pool, exactly as without a shadow.
     """
     _check_heads("q", q)
-    _check_heads("keys", keys)
-    _check_heads("values", values)
-    check_dtype("keys", keys, _KV_DTYPES)
-    check_dtype("values", values, frozenset({keys.dtype}))
+    _check_pool(keys, values)
     slots, kv_heads, head_dim = keys.shape
     value_dim = values.shape[2]
-    if values.shape[:2] != keys.shape[:2]:
-        raise ValueError(f"values has shape {list(values.shape)}, expected [{slots}, {kv_heads}, any]")
     if q.shape[2] != head_dim or kv_heads == 0 or q.shape[1] % kv_heads:
         raise ValueError(f"q has shape {list(q.shape)}, expected [any, multiple of {kv_heads}, {head_dim}]")
-    for name, size in (("head_dim", head_dim), ("value_dim", value_dim)):
-        if size % _HEAD_DIM_MULTIPLE or not 0 < size <= _MAX_HEAD_DIM:
-            raise ValueError(f"{name} {size} is not a multiple of {_HEAD_DIM_MULTIPLE} up to {_MAX_HEAD_DIM}")
     if req_to_token.ndim != 2 or req_to_token.dtype != torch.int32 or req_to_token.stride(1) != 1:
         raise ValueError(
             f"req_to_token is {req_to_token.dtype} {list(req_to_token.shape)}, expected int32 with contiguous rows"
         )
+    if shadow is not None:
+        shadow.check_fits(keys, values)
+        check_device("shadow", shadow.keys, q.device)
+        if valid is None or valid.shape != (slots,) or valid.dtype != torch.uint8 or not valid.is_contiguous():
+            raise ValueError(f"valid is {_describe(valid)}, expected a contiguous torch.uint8 [{slots}]")
+        if exact_newest < 0:
+            raise ValueError(f"exact_newest {exact_newest} is negative")
     requests = rows.shape[0] if rows.ndim == 1 else 0
     _check_int64("rows", rows, requests)
     _check_int64("query_begin", query_begin, requests + 1)
@@ -80,8 +90,56 @@ def paged_attention(
     for name, tensor in (("keys", keys), ("values", values), ("req_to_token", req_to_token), ("out", out)):
         check_device(name, tensor, q.device)
     function = resolve("paged_attention", q.device.type, q.dtype, implementation).function
-    function(q, keys, values, req_to_token, rows, query_begin, context_lens, scale, window, out)
+    function(
+        q,
+        keys,
+        values,
+        req_to_token,
+        rows,
+        query_begin,
+        context_lens,
+        scale,
+        window,
+        shadow,
+        valid,
+        exact_newest,
+        out,
+    )
     return out
+
+
+def kv_shadow_store(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: torch.Tensor,
+    shadow: KvShadow,
+    *,
+    implementation: str | None = None,
+) -> None:
+    """Quantizes ``slots`` (int64) of one layer's pool into its shadow; ``kv_shadow.h`` has the formulas.
+
+    Pool values must be finite. The flags that say which slots may be read are the caller's.
+    """
+    _check_pool(keys, values)
+    _check_int64("slots", slots, slots.shape[0] if slots.ndim == 1 else 0)
+    shadow.check_fits(keys, values)
+    for name, tensor in (("values", values), ("slots", slots), ("shadow", shadow.keys)):
+        check_device(name, tensor, keys.device)
+    function = resolve("kv_shadow_store", keys.device.type, keys.dtype, implementation).function
+    function(keys, values, slots, shadow)
+
+
+def _check_pool(keys: torch.Tensor, values: torch.Tensor) -> None:
+    _check_heads("keys", keys)
+    _check_heads("values", values)
+    check_dtype("keys", keys, _KV_DTYPES)
+    check_dtype("values", values, frozenset({keys.dtype}))
+    slots, kv_heads, head_dim = keys.shape
+    if values.shape[:2] != keys.shape[:2]:
+        raise ValueError(f"values has shape {list(values.shape)}, expected [{slots}, {kv_heads}, any]")
+    for name, size in (("head_dim", head_dim), ("value_dim", values.shape[2])):
+        if size % _HEAD_DIM_MULTIPLE or not 0 < size <= _MAX_HEAD_DIM:
+            raise ValueError(f"{name} {size} is not a multiple of {_HEAD_DIM_MULTIPLE} up to {_MAX_HEAD_DIM}")
 
 
 def _check_heads(name: str, tensor: torch.Tensor) -> None:
@@ -92,6 +150,10 @@ def _check_heads(name: str, tensor: torch.Tensor) -> None:
     stride = tensor.stride()
     if (stride[2] != 1 and dim > 1) or (stride[1] != dim and heads > 1):
         raise ValueError(f"{name} has strides {stride}, the {heads} x {dim} values of a row must be contiguous")
+
+
+def _describe(tensor: torch.Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def _check_int64(name: str, tensor: torch.Tensor, size: int) -> None:

@@ -30,6 +30,7 @@ class Library:
     make_decoder: Function
     bf16_linear: Function
     paged_attention: Function
+    kv_shadow_store: Function
     sample_rows: Function
     softmax_rows: Function
     isa: Function

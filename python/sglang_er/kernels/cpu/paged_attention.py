@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 
 from sglang_er.kernels.cpu.loader import library
+from sglang_er.kernels.kv_shadow import KvShadow
 
 
 def paged_attention(
@@ -15,9 +16,28 @@ def paged_attention(
     context_lens: torch.Tensor,
     scale: float,
     window: int,
+    shadow: KvShadow | None,
+    valid: torch.Tensor | None,
+    exact_newest: int,
     out: torch.Tensor,
 ) -> None:
     threads = torch.get_num_threads()
+    parts: tuple[int | torch.Tensor | None, ...] = (0, None, None, None, None)
+    if shadow is not None:
+        parts = (shadow.bits, shadow.keys, shadow.values, shadow.key_scales, shadow.value_scales)
     library().paged_attention(
-        q, keys, values, req_to_token, rows, query_begin, context_lens, scale, window, out, threads
+        q,
+        keys,
+        values,
+        req_to_token,
+        rows,
+        query_begin,
+        context_lens,
+        scale,
+        window,
+        *parts,
+        valid,
+        exact_newest,
+        out,
+        threads,
     )
