@@ -33,6 +33,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode  # noqa: E4
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 
 from sglang_er.config import RolloutConfig  # noqa: E402
+from sglang_er.engine.drafter import WrappedDrafter  # noqa: E402
 from sglang_er.engine.sampler import StepSampler  # noqa: E402
 from sglang_er.engine.spec_inputs import DraftState  # noqa: E402
 from sglang_er.engine.stats import StepStats  # noqa: E402
@@ -120,6 +121,7 @@ def make_worker(batch_size: int, gamma: int, vocabulary: int) -> EfficientRollou
     worker.device = "cpu"
     worker.speculative_num_draft_tokens = worker.config.gamma_max + 1
     worker.twin = Twin()
+    worker.drafter = WrappedDrafter(forwards, worker.twin)
     worker.policy = make_policy(worker.config)
     worker.stats = StepStats()
     worker.sampler_cls = TimedSampler

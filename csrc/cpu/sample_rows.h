@@ -23,9 +23,19 @@ namespace {
 constexpr int64_t kSumBlock = 512;
 constexpr int64_t kBlocksPerUnit = 32;
 
-// Eight lanes; the compiler splits them where registers are narrower.
-using Floats8 [[gnu::vector_size(32)]] = float;
-using Doubles8 [[gnu::vector_size(64)]] = double;
+// As many doubles as a register holds, and as many floats. A block is summed in 32 lanes, in however many
+// registers they are, so the order of additions is the same everywhere.
+#if defined(__AVX512F__)
+constexpr int kWidth = 8;
+#elif defined(__AVX__)
+constexpr int kWidth = 4;
+#else
+constexpr int kWidth = 2;
+#endif
+constexpr int kSumLanes = 32;
+constexpr int kRegisters = kSumLanes / kWidth;
+using FloatLanes [[gnu::vector_size(4 * kWidth)]] = float;
+using DoubleLanes [[gnu::vector_size(8 * kWidth)]] = double;
 
 // What a row draws from: p, or max(p - q, 0) if q is not null.
 struct RowWeights {
@@ -39,35 +49,33 @@ struct RowWeights {
   }
 };
 
-// By reference: returning such a vector is an ABI question where registers are narrower.
-SGLANG_ER_INLINE void widen(const float* values, Doubles8& out) {
-  Floats8 eight;
-  std::memcpy(&eight, values, sizeof(eight));
-  out = __builtin_convertvector(eight, Doubles8);
+SGLANG_ER_INLINE DoubleLanes widen(const float* values) {
+  FloatLanes lanes;
+  std::memcpy(&lanes, values, sizeof(lanes));
+  return __builtin_convertvector(lanes, DoubleLanes);
 }
 
 template <bool kResidual>
 double block_sum(const RowWeights& weights, int64_t begin, int64_t end) {
-  constexpr int kChains = 4;
-  Doubles8 sums[kChains] = {};
+  DoubleLanes sums[kRegisters] = {};
   int64_t i = begin;
-  for (; i + 8 * kChains <= end; i += 8 * kChains) {
-#pragma GCC unroll 4
-    for (int chain = 0; chain < kChains; ++chain) {
-      Doubles8 values;
-      widen(weights.p + i + 8 * chain, values);
+  for (; i + kSumLanes <= end; i += kSumLanes) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRegisters; ++r) {
+      DoubleLanes values = widen(weights.p + i + kWidth * r);
       if constexpr (kResidual) {
-        Doubles8 other;
-        widen(weights.q + i + 8 * chain, other);
-        values -= other;
-        values = values > 0.0 ? values : Doubles8{};
+        values -= widen(weights.q + i + kWidth * r);
+        values = values > 0.0 ? values : DoubleLanes{};
       }
-      sums[chain] += values;
+      sums[r] += values;
     }
   }
-  const Doubles8 lanes = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  double sum = 0.0;
-  for (int lane = 0; lane < 8; ++lane) sum += lanes[lane];
+  double lanes[kSumLanes];
+  std::memcpy(lanes, sums, sizeof(lanes));
+  for (int half = kSumLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  double sum = lanes[0];
   for (; i < end; ++i) sum += weights.at(i);
   return sum;
 }

@@ -15,7 +15,7 @@ struct Weights {
   int64_t width;
   int64_t width_stride;
 
-  const float* at(int64_t row, int64_t offset) const {
+  SGLANG_ER_INLINE const float* at(int64_t row, int64_t offset) const {
     return data + row * row_stride + offset * width_stride;
   }
 };
