@@ -111,13 +111,20 @@ class BoundDecoder {
     if (integer(config, "lm_head") != 0) {
       model_.lm_head = linear_weight(config, config, "lm_head", model_.vocab_size, model_.hidden_size, kept_);
     }
+    shadow_bits_ = static_cast<int>(integer(config, "shadow_bits"));
+    if (const Tensor* valid = tensor(config, "shadow_valid", kept_)) {
+      shadow_valid_ = static_cast<uint8_t*>(valid->data_ptr());
+      shadow_slots_ = valid->numel();
+    }
+    SGLANG_ER_CHECK(shadow_bits_ == 0 || shadow_valid_ != nullptr, "decoder: a shadow needs shadow_valid");
     for (const Fields& layer : layers) add_layer(config, layer);
     SGLANG_ER_CHECK(!model_.layers.empty(), "decoder: no layers");
   }
 
   void forward(TensorView tokens, TensorView positions, TensorView slots, TensorView req_to_token,
                TensorView rows, TensorView query_begin, TensorView context_lens,
-               Optional<TensorView> hidden_out, Optional<TensorView> logits_out, int64_t threads) {
+               Optional<TensorView> hidden_out, Optional<TensorView> logits_out, int64_t exact_newest,
+               int64_t threads) {
     const int64_t total = tokens.numel();
     const int64_t requests = rows.numel();
     check_int64(tokens, total, "tokens");
@@ -144,6 +151,12 @@ class BoundDecoder {
     batch.logits_out = output(logits_out, total, model_.vocab_size, "logits_out");
     SGLANG_ER_CHECK(batch.logits_out == nullptr || model_.lm_head.n > 0, "decoder: made without lm_head");
     batch.threads = checked_threads(threads);
+    batch.shadow_valid = shadow_valid_;
+    if (exact_newest >= 0) {
+      SGLANG_ER_CHECK(shadow_bits_ != 0, "decoder: made without a shadow");
+      for (KvShadowView& shadow : shadows_) shadow.exact_newest = static_cast<int>(exact_newest);
+      batch.shadows = shadows_.data();
+    }
     check_ranges(batch, req_to_token.size(0), req_to_token.size(1));
     decode(model_, batch, buffers_);
   }
@@ -186,9 +199,31 @@ class BoundDecoder {
     SGLANG_ER_CHECK(dtype_of(*keys) == model_.kv_type && keys->size(0) == model_.slots &&
                         keys->stride(0) == model_.key_stride && values->stride(0) == model_.value_stride,
                     "decoder: the KV pools of the layers differ");
+    SGLANG_ER_CHECK(shadow_valid_ == nullptr || shadow_slots_ == model_.slots,
+                    "decoder: shadow_valid does not have one flag per slot");
     layer.keys = keys->data_ptr();
     layer.values = values->data_ptr();
     model_.layers.push_back(layer);
+    if (shadow_bits_ != 0) shadows_.push_back(shadow_view(fields));
+  }
+
+  KvShadowView shadow_view(const Fields& fields) {
+    const int64_t values = model_.slots * model_.kv_heads;
+    const auto part = [&](const char* name, int64_t bytes) {
+      const Tensor* found = required(fields, name);
+      SGLANG_ER_CHECK(found->IsContiguous() && found->numel() * found->dtype().bits / 8 == bytes,
+                      std::string("decoder: ") + name + " does not fit the KV pool");
+      return found->data_ptr();
+    };
+    const int64_t levels = values * model_.head_dim * shadow_bits_ / 8;
+    KvShadowView view{};
+    view.bits = shadow_bits_;
+    view.keys = part("shadow.keys", levels);
+    view.values = part("shadow.values", levels);
+    view.key_scales = static_cast<const uint16_t*>(part("shadow.key_scales", values * 2));
+    view.value_scales = static_cast<const uint16_t*>(part("shadow.value_scales", values * 2));
+    view.valid = shadow_valid_;
+    return view;
   }
 
   const Tensor* pool(const Fields& fields, const char* name) {
@@ -244,6 +279,10 @@ class BoundDecoder {
   DecoderModel model_{};
   DecoderBuffers buffers_;
   std::vector<Tensor> kept_;
+  int shadow_bits_ = 0;
+  uint8_t* shadow_valid_ = nullptr;
+  int64_t shadow_slots_ = 0;
+  std::vector<KvShadowView> shadows_;
 };
 
 Function make_decoder_ffi(Fields config, Array<Fields> layers) {
@@ -251,9 +290,10 @@ Function make_decoder_ffi(Fields config, Array<Fields> layers) {
   return Function::FromTyped([decoder](TensorView tokens, TensorView positions, TensorView slots,
                                        TensorView req_to_token, TensorView rows, TensorView query_begin,
                                        TensorView context_lens, Optional<TensorView> hidden_out,
-                                       Optional<TensorView> logits_out, int64_t threads) {
+                                       Optional<TensorView> logits_out, int64_t exact_newest,
+                                       int64_t threads) {
     decoder->forward(tokens, positions, slots, req_to_token, rows, query_begin, context_lens, hidden_out,
-                     logits_out, threads);
+                     logits_out, exact_newest, threads);
   });
 }
 

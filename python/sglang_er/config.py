@@ -37,6 +37,7 @@ DEFAULT_THRESHOLDS = ((2, 3), (4, 1))
 # What can change while a server lives: nothing was built from it.
 SWITCHABLE = frozenset(
     {"policy", "gamma", "thresholds", "gamma_schedule", "requantize", "executor", "draft_activations"}
+    | {"kv_shadow", "kv_shadow_from"}
 )
 
 # Variables with our prefix that are no options (docs/configuration.md); any other unknown one is an error.
@@ -116,6 +117,13 @@ class RolloutConfig(BaseModel):
         "int8", description="activations in the draft pass on a CPU: rounded to 8 bits, which is faster, or as they are"
     )
 
+    kv_shadow: Literal["off", "int8", "int4"] = Field(
+        "int4", description="quantized copy of the KV cache that the draft pass reads on a CPU; made at first use"
+    )
+    kv_shadow_from: int = Field(
+        4096, ge=0, description="tokens of context in the whole batch from which on the draft pass reads the KV shadow"
+    )
+
     _set_by: dict[str, Source] = PrivateAttr(default_factory=dict)
 
     @field_validator("thresholds", "gamma_schedule", mode="before")
@@ -132,7 +140,7 @@ class RolloutConfig(BaseModel):
             raise ValueError(FORMS["thresholds"])
         return pairs
 
-    @field_validator("gamma_max", "gamma", "group_size", "cpu_threads", mode="before")
+    @field_validator("gamma_max", "gamma", "group_size", "cpu_threads", "kv_shadow_from", mode="before")
     @classmethod
     def _no_truth_values(cls, value: object) -> object:
         if isinstance(value, bool):

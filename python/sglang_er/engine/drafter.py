@@ -28,16 +28,22 @@ if TYPE_CHECKING:
 class WrappedDrafter:
     """Also the interface: `configure`, `draft_pass`, `logits`, `forwards`."""
 
-    def __init__(self, runner: ModelRunner, twin: Twin) -> None:
+    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig) -> None:
         self._runner = runner
         self._twin = twin
         self._counts: Counter[str] = Counter()
+        self.configure(config)
 
     def configure(self, config: RolloutConfig) -> None:
         """Options changed; the server is idle."""
+        # Only CPUs have the kernel; elsewhere 8-bit activations bring nothing.
+        int8 = config.draft_activations == "int8" and str(self._runner.device) == "cpu"
+        for layer in self._twin.layers:
+            layer.int8_activations = int8
 
-    def draft_pass(self) -> AbstractContextManager[None]:
+    def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
         """Around the drafted tokens of one step."""
+        del chain
         return self._twin.draft_pass()
 
     def logits(self, chain: forward.Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -49,25 +55,29 @@ class WrappedDrafter:
         """How many forwards took which way since start-up."""
         return dict(self._counts)
 
+    def describe_shadow(self) -> dict[str, object] | None:
+        """The KV shadow, once there is one."""
+        return None
+
 
 class NativeDrafter(WrappedDrafter):
     """The executor's decoder, unless it is switched off."""
 
     def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig) -> None:
-        super().__init__(runner, twin)
         self._executor: NativeExecutor = runner.sglang_er_executor
-        self.configure(config)
+        super().__init__(runner, twin, config)
 
     def configure(self, config: RolloutConfig) -> None:
+        super().configure(config)
         self._executor.configure(config)
 
     @contextmanager
-    def _native_pass(self) -> Iterator[None]:
-        self._executor.prepare_draft(self._twin)
+    def _native_pass(self, chain: forward.Chain) -> Iterator[None]:
+        self._executor.prepare_draft(self._twin, chain)
         yield
 
-    def draft_pass(self) -> AbstractContextManager[None]:
-        return self._native_pass() if self._executor.enabled else super().draft_pass()
+    def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
+        return self._native_pass(chain) if self._executor.enabled else super().draft_pass(chain)
 
     def logits(self, chain: forward.Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
         if self._executor.enabled:
@@ -77,9 +87,12 @@ class NativeDrafter(WrappedDrafter):
     def forwards(self) -> dict[str, int]:
         return {**super().forwards(), **self._executor.forwards}
 
+    def describe_shadow(self) -> dict[str, object] | None:
+        return self._executor.describe_shadow()
+
 
 def make_drafter(runner: ModelRunner, twin: Twin, config: RolloutConfig) -> WrappedDrafter:
     """The native one where the runner has an executor (CPU platform, a model that it knows)."""
     if getattr(runner, "sglang_er_executor", None) is None:
-        return WrappedDrafter(runner, twin)
+        return WrappedDrafter(runner, twin, config)
     return NativeDrafter(runner, twin, config)

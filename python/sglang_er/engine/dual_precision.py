@@ -55,10 +55,10 @@ class DualPrecisionMethod(UnquantizedLinearMethod):
         self.twin.policy_changed()
 
 
-def install_twin(model: nn.Module, group_size: int, quantize_lm_head: bool, int8_activations: bool = False) -> Twin:
+def install_twin(model: nn.Module, group_size: int, quantize_lm_head: bool) -> Twin:
     """Wrap every unquantized linear of `model` and, if asked, the lm_head; returns the twin, freshly made."""
     twin = Twin()
-    pack = partial(PackedLinear, group_size=group_size, int8_activations=int8_activations)
+    pack = partial(PackedLinear, group_size=group_size)
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
             _install_linear(twin, name, module, pack)

@@ -48,13 +48,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         self.speculative_num_steps = self.config.gamma_max
         self.speculative_num_draft_tokens = self.config.gamma_max + 1
         # Before the KV pool is sized, so that its profiling sees the packed weights.
-        self.twin = install_twin(
-            self.model_runner.model,
-            self.config.group_size,
-            self.config.quantize_lm_head,
-            # Only CPUs have the kernel; elsewhere 8-bit activations bring nothing.
-            int8_activations=self.config.draft_activations == "int8" and self.device == "cpu",
-        )
+        self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
         self.drafter = make_drafter(self.model_runner, self.twin, self.config)
         self.model_runner.weight_updater = WatchedWeightUpdater(
             self.model_runner.weight_updater, self.twin.policy_changed
@@ -228,7 +222,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         tokens = bonus
         if speculating is not None:
             chain, tokens = chain.rows(speculating), bonus[speculating]
-        with self.drafter.draft_pass():
+        with self.drafter.draft_pass(chain):
             for step in range(gamma):
                 logits = self.drafter.logits(chain, step, tokens)
                 tokens = sampler.draft(logits, chain.committed + step, drafted)
@@ -286,4 +280,5 @@ class EfficientRolloutWorker(BaseSpecWorker):
             "twin": self.twin.describe(),
             "steps": self.stats.describe(),
             "forwards": self.drafter.forwards(),
+            "kv_shadow": self.drafter.describe_shadow(),
         }

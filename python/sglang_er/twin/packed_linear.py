@@ -22,7 +22,7 @@ class PackedLinear:
     ) -> None:
         self.name = name
         self.source = source
-        self._linear = kernels.w4a8_linear if int8_activations else kernels.w4a16_linear
+        self.int8_activations = int8_activations
         self.packed = kernels.quantize_pack(source().detach(), group_size)
 
     def repack(self) -> None:
@@ -31,7 +31,8 @@ class PackedLinear:
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N] in x's dtype, accumulated in fp32."""
-        out = self._linear(x.reshape(-1, x.shape[-1]), self.packed, bias)
+        linear = kernels.w4a8_linear if self.int8_activations else kernels.w4a16_linear
+        out = linear(x.reshape(-1, x.shape[-1]), self.packed, bias)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @property

@@ -83,6 +83,8 @@ OPTIONS = {
     "cpu_threads": st.integers(1, 64),
     "kernels": st.sampled_from(["auto", "reference"]),
     "executor": st.sampled_from(["native", "wrapped"]),
+    "kv_shadow": st.sampled_from(["off", "int8", "int4"]),
+    "kv_shadow_from": st.integers(0, 100_000),
     "draft_activations": st.sampled_from(["int8", "exact"]),
 }
 

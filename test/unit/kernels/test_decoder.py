@@ -70,6 +70,7 @@ def make_model(shape: Shape, generator: torch.Generator) -> Model:
         "attention_scale": shape.head_dim**-0.5,
         "group_size": 32,
         "int8_activations": 0,
+        "shadow_bits": 0,
         "lm_head": 1,
         "embedding": random(shape.vocab, shape.hidden),
         "cos_sin": torch.cat([angles.cos(), angles.sin()], dim=1).float(),
@@ -303,3 +304,39 @@ def test_wrong_model_is_one_line(generator, change, message):
     with pytest.raises((ValueError, TypeError), match=message) as error:
         model.native()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_shadow_is_read_where_it_is_valid(isa, generator, bits):
+    """Old tokens come from the shadow, a slot that is written anew does not."""
+    shape = Shape(head_dim=32, rotary_dim=32)
+    model = make_model(shape, generator)
+    valid = torch.zeros(SLOTS, dtype=torch.uint8)
+    model.config |= {"shadow_bits": bits, "shadow_valid": valid}
+    shadows = []
+    for layer in model.layers:
+        shadow = kernels.KvShadow.empty(SLOTS, shape.kv_heads, shape.head_dim, shape.head_dim, bits)
+        layer |= {f"shadow.{name}": getattr(shadow, name) for name in ("keys", "values", "key_scales", "value_scales")}
+        shadows.append(shadow)
+    paging, decoder = Paging(1, generator), model.native()
+    tokens = torch.randint(shape.vocab, (40,), generator=generator)
+    decoder.logits(*paging.batch([tokens[:39]], [0]))
+    old = paging.table[paging.rows[0], :30].long()
+    for layer, shadow in zip(model.layers, shadows, strict=True):
+        kernels.kv_shadow_store(layer["keys"], layer["values"], old, shadow)
+    valid[old] = 1
+    batch = paging.batch([tokens[39:]], [39])
+    exact = decoder.logits(*batch)
+    near = decoder.logits(*batch, exact_newest=8)
+    assert torch.equal(decoder.logits(*batch, exact_newest=40), exact)
+    error = (near - exact).norm() / exact.norm()
+    assert 1e-4 < error < (0.02 if bits == 8 else 0.2)
+    decoder.logits(*paging.batch([tokens[:39]], [0]))  # writes all slots again
+    assert not valid.any()
+    assert torch.equal(decoder.logits(*batch, exact_newest=8), decoder.logits(*batch))
+
+
+def test_shadow_that_was_not_given_is_refused(generator):
+    batch = Paging(1, generator).batch([torch.tensor([5])], [0])
+    with pytest.raises(ValueError, match="made without a shadow"):
+        make_model(Shape(), generator).native().logits(*batch, exact_newest=0)

@@ -101,6 +101,7 @@ def read(model: nn.Module, pool: Any, linear: LinearTensors, lm_head: Fields | N
         "lm_head": int(lm_head is not None),
         "group_size": 0,
         "int8_activations": 0,
+        "shadow_bits": 0,
     }
     if lm_head is not None:
         config |= {f"lm_head.{name}": tensor for name, tensor in lm_head.items()}

@@ -14,8 +14,10 @@ import torch
 
 from sglang_er.engine.cpu import decoder_model
 from sglang_er.engine.cpu.decoder_model import AddressWatch, UnsupportedModelError
+from sglang_er.engine.cpu.pool_watch import watch_pool
 from sglang_er.engine.dual_precision import LM_HEAD, DualPrecisionMethod
 from sglang_er.kernels.cpu.decoder import Decoder
+from sglang_er.twin.kv_shadow import EXACT_NEWEST, ShadowPool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from sglang_er.twin.twin import Twin
 
 logger = logging.getLogger(__name__)
+
+SHADOW_TENSORS = ("keys", "values", "key_scales", "value_scales")
 
 # Whether linear layers outside the executor use our kernels (`patches.py` asks); one engine per process.
 linear_kernels = True
@@ -46,6 +50,7 @@ class NativeExecutor:
         self.forwards: Counter[str] = Counter()
         self._watch: AddressWatch | None = None
         self._target: Decoder | None = None
+        self._exact_newest = -1
         self._wrapped_body = runner.model.model.forward
         self._query_begins: dict[tuple[int, int], torch.Tensor] = {}
         # An instance attribute, found before the class's method by Module.__call__.
@@ -57,6 +62,9 @@ class NativeExecutor:
         configure_linears(config)
         self._group_size = config.group_size
         self._int8_activations = config.draft_activations == "int8"
+        self._shadow_bits = {"off": 0, "int8": 8, "int4": 4}[config.kv_shadow]
+        self._shadow_from = config.kv_shadow_from
+        self._shadow: ShadowPool | None = None
         self._draft: Decoder | None = None
 
     # -- target --------------------------------------------------------------------------------------------------
@@ -90,31 +98,70 @@ class NativeExecutor:
         if self._moved() or self._target is None:
             pool = self.runner.token_to_kv_pool
             config, layers = decoder_model.read(self.runner.model, pool, decoder_model.exact, None)
-            self._target = Decoder(config, layers)
+            self._target = Decoder({**config, "shadow_valid": self._valid}, layers)
         return self._target
 
     def _moved(self) -> bool:
         """Parameters or KV pool lie elsewhere than when the decoders were made; both are forgotten then."""
         if self._watch is None:
             self._watch = AddressWatch(self.runner.model, self.runner.token_to_kv_pool)
+            self._valid = watch_pool(self.runner.token_to_kv_pool)
             return True
         if not self._watch.moved():
             return False
-        self._target = self._draft = None
+        self._target = self._draft = self._shadow = None
+        self._valid.zero_()
         return True
 
     # -- draft ---------------------------------------------------------------------------------------------------
 
-    def prepare_draft(self, twin: Twin) -> None:
+    def prepare_draft(self, twin: Twin, chain: Chain) -> None:
         """Once per draft pass, before `draft_logits`."""
-        if not self._moved() and self._draft is not None:
-            return
+        self._moved()
+        self._exact_newest = -1
+        if self._shadow_bits and int(chain.committed.sum()) >= self._shadow_from and self._make_shadow():
+            assert self._shadow is not None
+            table = self.runner.req_to_token_pool.req_to_token
+            self._shadow.refresh(table, chain.req_pool_indices, chain.committed)
+            self._exact_newest = EXACT_NEWEST
+        if self._draft is None:
+            self._draft = self._make_draft(twin)
+
+    def _make_draft(self, twin: Twin) -> Decoder:
         model = self.runner.model
         head = next((layer for layer in twin.layers if layer.name == LM_HEAD), None)
         lm_head = decoder_model.exact(model.lm_head) if head is None else _packed(head)
         config, layers = decoder_model.read(model, self.runner.token_to_kv_pool, _twin_linear, lm_head)
-        config |= {"group_size": self._group_size, "int8_activations": int(self._int8_activations)}
-        self._draft = Decoder(config, layers)
+        config |= {
+            "group_size": self._group_size,
+            "int8_activations": int(self._int8_activations),
+            "shadow_valid": self._valid,
+        }
+        if self._shadow is not None:
+            config["shadow_bits"] = self._shadow.bits
+            for layer, shadow in zip(layers, self._shadow.layers, strict=True):
+                layer |= {f"shadow.{name}": getattr(shadow, name) for name in SHADOW_TENSORS}
+        return Decoder(config, layers)
+
+    def _make_shadow(self) -> bool:
+        """Allocate the shadow at its first use; False (said once) where it cannot be had."""
+        if self._shadow is not None:
+            return True
+        pool = self.runner.token_to_kv_pool
+        try:
+            if self.runner.server_args.enable_hierarchical_cache:
+                raise ValueError("--enable-hierarchical-cache writes the KV pool past it")
+            self._shadow = ShadowPool(pool.k_buffer, pool.v_buffer, self._valid, self._shadow_bits)
+        except (ValueError, RuntimeError) as error:
+            logger.warning("sglang-er: no KV shadow, drafts read the KV pool itself: %s", str(error).splitlines()[0])
+            self._shadow_bits = 0
+            return False
+        logger.info("sglang-er: KV shadow of %d bits, %.1f MB", self._shadow.bits, self._shadow.nbytes / 1e6)
+        self._draft = None
+        return True
+
+    def describe_shadow(self) -> dict[str, object] | None:
+        return None if self._shadow is None else self._shadow.describe()
 
     def draft_logits(self, chain: Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
         """fp32 [B, V] after `tokens` int64 [B] at position committed + step."""
@@ -122,7 +169,7 @@ class NativeExecutor:
         self.forwards["draft_native"] += 1
         positions = chain.committed + step
         batch = self._batch(tokens, positions, chain.slots[:, step], chain.req_pool_indices, positions + 1)
-        logits = self._draft.logits(*batch)
+        logits = self._draft.logits(*batch, exact_newest=self._exact_newest)
         vocab_size = self.runner.model_config.vocab_size
         return logits if logits.shape[1] == vocab_size else logits[:, :vocab_size]
 

@@ -22,6 +22,10 @@ class Decoder:
     head_dim]``, and the linears ``qkv, o, gate_up, down`` (the lm_head in ``config``), each as ``NAME.weight`` (exact)
     or ``NAME.packed`` and ``NAME.scales_zeros`` (W4), with an optional ``NAME.bias``.
 
+    With a KV shadow: ``shadow_bits`` (else 0) and ``shadow_valid`` uint8 ``[slots]`` in ``config``, and the tensors of
+    a ``KvShadow`` as ``shadow.NAME`` in every layer. A slot that a forward writes becomes invalid; ``shadow_valid``
+    alone, without the rest, is for decoders that only write.
+
     All tensors are used where they lie and kept alive. Raises ValueError where shapes or dtypes do not fit.
     """
 
@@ -33,16 +37,17 @@ class Decoder:
     def hidden(self, *batch: torch.Tensor) -> torch.Tensor:
         """fp32 ``[T, hidden]`` after the final norm; for ``batch`` see `logits`."""
         out = torch.empty((batch[0].shape[0], self.hidden_size), dtype=torch.float32)
-        self._forward(*batch, out, None, torch.get_num_threads())
+        self._forward(*batch, out, None, -1, torch.get_num_threads())
         return out
 
-    def logits(self, *batch: torch.Tensor) -> torch.Tensor:
+    def logits(self, *batch: torch.Tensor, exact_newest: int = -1) -> torch.Tensor:
         """fp32 ``[T, vocab]``.
 
         ``batch`` = tokens, positions, slots int64 ``[T]``; req_to_token int32 ``[rows, columns]``; rows int64 ``[B]``,
         query_begin int64 ``[B + 1]``, context_lens int64 ``[B]`` (new tokens included). K and V of the tokens are
-        written to their slots. Raises ValueError for an index that is out of range; nothing is written then.
+        written to their slots. ``exact_newest`` >= 0: older tokens than that many of a context are read from the shadow
+        where it is valid. Raises ValueError for an index that is out of range; nothing is written then.
         """
         out = torch.empty((batch[0].shape[0], self.vocab_size), dtype=torch.float32)
-        self._forward(*batch, None, out, torch.get_num_threads())
+        self._forward(*batch, None, out, exact_newest, torch.get_num_threads())
         return out

@@ -1,0 +1,65 @@
+"""The KV shadow: a quantized copy of the KV pool that only the draft pass reads.
+
+A slot counts only while its flag in `valid` is set. Whoever writes the pool clears the flag; before a draft pass
+`refresh` quantizes what the pass will read and is not valid. So a forgotten slot costs time, never a wrong token, and
+even a wrong shadow would only cost acceptance: verify reads the pool.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sglang_er import kernels
+
+# Newest tokens that are read exactly: the ones attention looks at most, and all that a step rewrites.
+EXACT_NEWEST = 32
+
+
+class ShadowPool:
+    """`keys`, `values`: per layer [slots, kv_heads, head_dim]; `valid`: uint8 [slots], shared with the pool's writers.
+
+    Raises ValueError where head_dim does not fit `bits` (8, 4).
+    """
+
+    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], valid: torch.Tensor, bits: int) -> None:
+        self._pool = list(zip(keys, values, strict=True))
+        self.bits = bits
+        self.valid = valid
+        valid.zero_()
+        self.layers = [
+            kernels.KvShadow.empty(key.shape[0], key.shape[1], key.shape[2], value.shape[2], bits)
+            for key, value in self._pool
+        ]
+        self.stored_slots = 0
+
+    def refresh(self, req_to_token: torch.Tensor, rows: torch.Tensor, committed: torch.Tensor) -> None:
+        """Make every token valid that lies `EXACT_NEWEST` or more before the end of its request.
+
+        req_to_token int32 [requests, positions]; rows int64 [B]; committed int64 [B].
+        """
+        ends = (committed - EXACT_NEWEST).tolist()
+        slots = [req_to_token[row, :end] for row, end in zip(rows.tolist(), ends, strict=True) if end > 0]
+        if not slots:
+            return
+        wanted = torch.cat(slots).to(torch.int64)
+        missing = wanted[self.valid[wanted] == 0].unique()
+        if missing.numel() == 0:
+            return
+        for (keys, values), shadow in zip(self._pool, self.layers, strict=True):
+            kernels.kv_shadow_store(keys, values, missing, shadow)
+        self.valid[missing] = 1
+        self.stored_slots += missing.numel()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers) + self.valid.nbytes
+
+    def describe(self) -> dict[str, object]:
+        pool = sum(key.nbytes + value.nbytes for key, value in self._pool)
+        return {
+            "bits": self.bits,
+            "nbytes": self.nbytes,
+            "share_of_kv_pool": round(self.nbytes / pool, 4),
+            "stored_slots": self.stored_slots,
+            "valid_slots": int(self.valid.sum()),
+        }
