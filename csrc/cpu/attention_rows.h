@@ -51,11 +51,10 @@ SGLANG_ER_INLINE const int32_t* slots_of(const PagedAttentionCall& call, const T
   return call.req_to_token + call.rows[tile.request] * call.row_stride;
 }
 
-// Lanes beside the keys that the tile sees repeat the first of these; behind the values follow the rows that
-// will be read next, for the prefetch: keys of the unit's next split or, after the last, of the next KV head.
-SGLANG_ER_INLINE void complete_rows(const PagedAttentionCall& call, const Tile& tile, int64_t next_base,
-                                    const SplitKeys& keys, const HeadRows& rows,
-                                    const HeadRows& rows_of_next_head, Workspace& work) {
+// Lanes beside the keys that the tile sees repeat the first of these. Behind the values follow the next keys,
+// to be asked for ahead of time.
+SGLANG_ER_INLINE void complete_rows(const PagedAttentionCall& call, const Tile& tile, const SplitKeys& keys,
+                                    int64_t next_position, const HeadRows& next_rows, Workspace& work) {
   const int count = keys.last - keys.first, seen = keys.begin - keys.first;
   const uint8_t** value_rows = work.rows + count;
   for (int k = 0; k < count; ++k) {
@@ -65,15 +64,14 @@ SGLANG_ER_INLINE void complete_rows(const PagedAttentionCall& call, const Tile& 
     value_rows[k] = value_rows[seen];
   }
   const int32_t* slots = slots_of(call, tile);
-  const bool wraps = next_base >= tile.keys.end;
-  const int64_t first = wraps ? tile.keys.begin : next_base;
-  const HeadRows& next = wraps ? rows_of_next_head : rows;
-  for (int k = 0; k < kAhead; ++k)
-    value_rows[count + k] = next[slots[first + k < tile.keys.end ? first + k : tile.keys.end - 1]];
+  if (next_position < tile.keys.begin) next_position = tile.keys.begin;
+  for (int k = 0; k < kAhead; ++k, ++next_position)
+    value_rows[count + k] =
+        next_rows[slots[next_position < tile.keys.end ? next_position : tile.keys.end - 1]];
 }
 
 SGLANG_ER_INLINE void find_pool_rows(const PagedAttentionCall& call, const Tile& tile, int64_t base,
-                                     int64_t next_base, const SplitKeys& keys, Workspace& work) {
+                                     const Next& next, const SplitKeys& keys, Workspace& work) {
   const int32_t* slots = slots_of(call, tile) + base;
   const HeadRows pool_keys = pool_rows(call, call.keys, call.key_stride, call.head_dim, tile.kv_head);
   const HeadRows pool_values = pool_rows(call, call.values, call.value_stride, call.value_dim, tile.kv_head);
@@ -84,12 +82,12 @@ SGLANG_ER_INLINE void find_pool_rows(const PagedAttentionCall& call, const Tile&
     value_rows[k] = pool_values[slots[k]];
   }
   for (int k = keys.first; k < keys.last; ++k) work.key_scales[k] = call.scale;
-  complete_rows(call, tile, next_base, keys, pool_keys,
-                pool_rows(call, call.keys, call.key_stride, call.head_dim, tile.kv_head + 1), work);
+  complete_rows(call, tile, keys, next.position,
+                pool_rows(call, call.keys, call.key_stride, call.head_dim, next.kv_head), work);
 }
 
 SGLANG_ER_INLINE void find_shadow_rows(const PagedAttentionCall& call, const Tile& tile, int64_t base,
-                                       int64_t next_base, const SplitKeys& keys, Workspace& work) {
+                                       const Next& next, const SplitKeys& keys, Workspace& work) {
   const KvShadowView& shadow = call.shadow;
   const int32_t* slots = slots_of(call, tile) + base;
   const HeadRows pool_keys = pool_rows(call, call.keys, call.key_stride, call.head_dim, tile.kv_head);
@@ -110,8 +108,8 @@ SGLANG_ER_INLINE void find_shadow_rows(const PagedAttentionCall& call, const Til
     work.key_scales[k] = quantized ? call.scale * bf16_to_float(shadow.key_scales[scale]) : call.scale;
     work.value_scales[k] = quantized ? bf16_to_float(shadow.value_scales[scale]) : 1.0f;
   }
-  complete_rows(call, tile, next_base, keys, shadow_keys,
-                shadow_rows(call, shadow.keys, call.head_dim, tile.kv_head + 1), work);
+  complete_rows(call, tile, keys, next.position, shadow_rows(call, shadow.keys, call.head_dim, next.kv_head),
+                work);
 }
 
 }  // namespace

@@ -76,18 +76,17 @@ void score_from_panel(const float* panel, const float* q, int dim, const float* 
   }
 }
 
-// Calls score(count of rows, first row) for the rows [row, tile.rows) that see any of G vectors of keys from
-// key `first` of the split on, R or fewer at a time.
+// Calls score(count of rows, first row) for the rows of a tile, in passes of nearly equal size of up to R;
+// rows that see none of G vectors of keys, from key `first` of the split on, are left out.
 template <int R, int G, class Fn>
-SGLANG_ER_INLINE void each_pass(const Tile& tile, const Workspace& work, int64_t base, int first, int row,
+SGLANG_ER_INLINE void each_pass(const Tile& tile, const Workspace& work, int64_t base, int first,
                                 const Fn& score) {
-  for (; row + R <= tile.rows; row += R) {
-    const int64_t begin = base + first, end = begin + G * kLanes;
+  const int64_t begin = base + first, end = begin + G * kLanes;
+  for_passes<R>(tile.rows, [&](auto count, int row) {
     // Rows are in the order of their tokens: the last sees furthest, the first back to the earliest key.
-    if (work.visible[row + R - 1].end <= begin || work.visible[row].begin >= end) continue;
-    score(std::integral_constant<int, R>{}, row);
-  }
-  if constexpr (R > 1) each_pass<R / 2, G>(tile, work, base, first, row, score);
+    if (work.visible[row + count() - 1].end <= begin || work.visible[row].begin >= end) return;
+    score(count, row);
+  });
 }
 
 // Scores of the rows of q against the G vectors of keys in the panel, which begin with key `first` of the
@@ -95,7 +94,7 @@ SGLANG_ER_INLINE void each_pass(const Tile& tile, const Workspace& work, int64_t
 template <int G>
 SGLANG_ER_INLINE void score_panel(const Tile& tile, const Workspace& work, const float* q, int dim,
                                   int64_t base, int first, Lookahead& ahead) {
-  each_pass<kScoreRows, G>(tile, work, base, first, 0, [&](auto count, int row) {
+  each_pass<kScoreRows, G>(tile, work, base, first, [&](auto count, int row) {
     score_from_panel<count(), G>(work.panel, q + int64_t{row} * dim, dim, work.key_scales + first,
                                  work.scores + int64_t{row} * kSplitKeys + first, ahead);
   });
@@ -107,7 +106,7 @@ void score_keys(const Tile& tile, const Workspace& work, int dim, int64_t base, 
                 const uint8_t* const* rows, Lookahead& ahead) {
   const float* q = std::is_same_v<T, Int4> ? work.rotated : work.q;
   if (tile.rows <= kStreamRows && Packing<T>::row_bytes(dim) % kStepBytes == 0) {
-    each_pass<kStreamRows, G>(tile, work, base, first, 0, [&](auto count, int row) {
+    each_pass<kStreamRows, G>(tile, work, base, first, [&](auto count, int row) {
       score_from_rows<T, count(), G>(rows, q + int64_t{row} * dim, dim, work.key_scales + first,
                                      work.scores + int64_t{row} * kSplitKeys + first);
     });

@@ -90,22 +90,22 @@ SGLANG_ER_INLINE void add_panel(const PagedAttentionCall& call, const Tile& tile
             fill_value<T>(rows[key], call.value_dim, work.panel + int64_t{key} * width);
           });
         }
-        add_rows<kValueRows>(tile, work, ValuePanel{work.panel, width, ahead}, width, base, first, count, 0);
+        add_rows(tile, work, ValuePanel{work.panel, width, ahead}, width, base, first, count);
       });
 }
 
 // work.split = softmax and weighted values of the keys from position `base` on.
 SGLANG_ER_INLINE void attend_split(const PagedAttentionCall& call, const Tile& tile, int64_t base,
-                                   int64_t next_base, Workspace& work) {
+                                   const Next& next, Workspace& work) {
   const int width = round_up(call.value_dim, kLanes);
   const SplitKeys keys = keys_of_split(tile, base);
   const int count = keys.last - keys.first;
   const uint8_t* const* key_rows = work.rows;
   const uint8_t* const* value_rows = work.rows + count;
   if (call.shadow.bits == 0) {
-    find_pool_rows(call, tile, base, next_base, keys, work);
+    find_pool_rows(call, tile, base, next, keys, work);
   } else {
-    find_shadow_rows(call, tile, base, next_base, keys, work);
+    find_shadow_rows(call, tile, base, next, keys, work);
   }
 
   Lookahead ahead{key_rows + kAhead, value_rows + kAhead, row_bytes(call, call.head_dim)};

@@ -74,30 +74,32 @@ SGLANG_ER_INLINE void add_span(const float* p, const Source& source, int begin, 
   for (; v < width / kLanes; ++v) add_values<R, 1>(p, source, begin, end, v, width, out);
 }
 
-// Keys [first, first + keys) of the split for rows [row, tile.rows), R or fewer at a time.
-template <int R, class Source>
+// Keys [first, first + keys) of the split for all rows of the tile.
+template <class Source>
 void add_rows(const Tile& tile, const Workspace& work, const Source& source, int width, int64_t base,
-              int first, int keys, int row) {
+              int first, int keys) {
   const auto clamp = [base, first, keys](int64_t position) {
     const int64_t key = position - base - first;
     return static_cast<int>(key < 0 ? 0 : key > keys ? keys : key);
   };
-  for (; row + R <= tile.rows; row += R) {
+  for_passes<kValueRows>(tile.rows, [&](auto count, int row) {
+    constexpr int kRows = count();
     const float* p = work.scores + int64_t{row} * kSplitKeys + first;
     float* out = work.split.values + int64_t{row} * width;
     const Span* visible = work.visible + row;
-    // What all R rows see, together; what lies before and behind it, row by row, in the order of the keys.
-    const int begin = clamp(visible[R - 1].begin), end = clamp(visible[0].end);
+    // What all these rows see, together; what lies before and behind it, row by row, in the order of the
+    // keys.
+    const int begin = clamp(visible[kRows - 1].begin), end = clamp(visible[0].end);
     const bool together = begin < end;
     const auto alone = [&](int r, int from, int to) {
       add_span<1, value_vectors(1)>(p + r * kSplitKeys, source, from, to, width, out + int64_t{r} * width);
     };
-    for (int r = 0; r < R && R > 1; ++r)
+    for (int r = 0; r < kRows; ++r)
       alone(r, clamp(visible[r].begin), together ? begin : clamp(visible[r].end));
-    if (together) add_span<R, value_vectors(R)>(p, source, begin, end, width, out);
-    for (int r = 0; r < R && R > 1 && together; ++r) alone(r, end, clamp(visible[r].end));
-  }
-  if constexpr (R > 1) add_rows<R / 2>(tile, work, source, width, base, first, keys, row);
+    if (!together) return;
+    add_span<kRows, value_vectors(kRows)>(p, source, begin, end, width, out);
+    for (int r = 0; r < kRows; ++r) alone(r, end, clamp(visible[r].end));
+  });
 }
 
 template <class T>
@@ -111,14 +113,14 @@ void weigh_values(const Tile& tile, const Workspace& work, int dim, int64_t base
                   const uint8_t* const* rows, Lookahead& ahead) {
   const int width = round_up(dim, kLanes);
   if (tile.rows <= kValueRows) {
-    add_rows<kValueRows>(tile, work, ValueRows<T>{rows, dim}, width, base, first, keys, 0);
+    add_rows(tile, work, ValueRows<T>{rows, dim}, width, base, first, keys);
     return;
   }
   for (int key = 0; key < keys; ++key) {
     fill_value<T>(rows[key], dim, work.panel + int64_t{key} * width);
     ahead.ask(1);
   }
-  add_rows<kValueRows>(tile, work, ValuePanel{work.panel, width, ahead}, width, base, first, keys, 0);
+  add_rows(tile, work, ValuePanel{work.panel, width, ahead}, width, base, first, keys);
 }
 
 }  // namespace

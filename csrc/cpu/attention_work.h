@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "vec.h"
 
@@ -29,6 +31,19 @@ SGLANG_ER_INLINE int round_up(int value, int multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// Calls pass(count, first) for `rows` rows in passes of nearly equal size of up to R rows: count is a
+// constant.
+template <int R, class Fn>
+SGLANG_ER_INLINE void for_passes(int rows, const Fn& pass) {
+  const int passes = (rows + R - 1) / R;
+  for (int i = 0; i < passes; ++i) {
+    const int first = rows * i / passes, count = rows * (i + 1) / passes - first;
+    [&]<int... C>(std::integer_sequence<int, C...>) {
+      ((count == C + 1 ? pass(std::integral_constant<int, C + 1>{}, first) : void()), ...);
+    }(std::make_integer_sequence<int, R>{});
+  }
+}
+
 struct Span {
   int64_t begin, end;
 };
@@ -39,6 +54,11 @@ struct Tile {
   int64_t first_row;  // row = token of the request * group + query head of the KV head
   int rows;
   Span keys;  // positions that any row sees
+};
+
+// The keys that will be read after a split: of that KV head, from that position on.
+struct Next {
+  int64_t position, kv_head;
 };
 
 // Softmax over some keys, not yet divided by its sum, and the values weighted with it.

@@ -24,6 +24,11 @@
 namespace sglang_er::cpu {
 namespace {
 
+// Units of narrow tiles, which are bound by memory, are splits: the KV heads of one split lie in the same
+// pages, and going through the whole context for each head would find every page gone from the TLB.
+inline constexpr int kNarrowRows = 16;
+inline constexpr int64_t kMaxPartialFloats = 8 << 20;
+
 struct Unit {
   Tile tile;
   int64_t first_split;
@@ -75,6 +80,10 @@ SGLANG_ER_INLINE Span visible_keys(const PagedAttentionCall& call, int64_t reque
   return {begin, position + 1};
 }
 
+SGLANG_ER_INLINE int64_t splits_of(const Tile& tile) {
+  return (tile.keys.end + kSplitKeys - 1) / kSplitKeys - tile.keys.begin / kSplitKeys;
+}
+
 // Calls use(unit) for every unit; the KV heads of a tile's split follow each other, as they do in memory.
 template <class Fn>
 void for_each_unit(const PagedAttentionCall& call, bool by_split, const Fn& use) {
@@ -89,7 +98,7 @@ void for_each_unit(const PagedAttentionCall& call, bool by_split, const Fn& use)
                 static_cast<int>(next - row),
                 {visible_keys(call, request, row).begin, visible_keys(call, request, next - 1).end}};
       const int64_t first = tile.keys.begin / kSplitKeys;
-      const int64_t splits = (tile.keys.end + kSplitKeys - 1) / kSplitKeys - first;
+      const int64_t splits = splits_of(tile);
       for (int64_t split = 0; split < (by_split ? splits : 1); ++split) {
         for (tile.kv_head = 0; tile.kv_head < call.kv_heads; ++tile.kv_head)
           use(Unit{tile, first + split, by_split ? 1 : splits, nullptr}, splits);
@@ -153,13 +162,18 @@ SGLANG_ER_INLINE void run_unit(const PagedAttentionCall& call, const Unit& unit,
   if (unit.partials != nullptr) {
     const Partial own = work.split;
     work.split = {unit.partials, unit.partials + tile.rows, unit.partials + 2 * tile.rows};
-    attend_split(call, tile, unit.first_split * kSplitKeys, tile.keys.end, work);
+    const int64_t base = unit.first_split * kSplitKeys;
+    const bool last_head = tile.kv_head + 1 == call.kv_heads;
+    const Next next = last_head ? Next{base + kSplitKeys, 0} : Next{base, tile.kv_head + 1};
+    attend_split(call, tile, base, next, work);
     work.split = own;
     return;
   }
   for (int64_t split = 0; split < unit.splits; ++split) {
     const int64_t base = (unit.first_split + split) * kSplitKeys;
-    attend_split(call, tile, base, base + kSplitKeys, work);
+    const bool last = split + 1 == unit.splits;
+    const int64_t head = last && tile.kv_head + 1 < call.kv_heads ? tile.kv_head + 1 : tile.kv_head;
+    attend_split(call, tile, base, {last ? tile.keys.begin : base + kSplitKeys, head}, work);
     if (split == 0) {
       std::swap(work.split, work.total);
     } else {
@@ -169,8 +183,9 @@ SGLANG_ER_INLINE void run_unit(const PagedAttentionCall& call, const Unit& unit,
   write_rows(call, tile, work.total);
 }
 
-// Merges the splits of one tile and KV head, whose units lie call.kv_heads apart.
-SGLANG_ER_INLINE void merge_splits(const PagedAttentionCall& call, const Unit* unit, int64_t splits) {
+// Merges the splits of one tile and KV head, whose units lie call.kv_heads apart; `unit` is the first.
+SGLANG_ER_INLINE void merge_splits(const PagedAttentionCall& call, const Unit* unit) {
+  const int64_t splits = splits_of(unit->tile);
   const int rows = unit->tile.rows, width = round_up(call.value_dim, kLanes);
   const auto partial = [&](int64_t split) -> Partial {
     float* memory = unit[split * call.kv_heads].partials;
@@ -197,8 +212,13 @@ SGLANG_ER_INLINE void run_paged_attention(const PagedAttentionCall& call) {
   });
   if (tiles == 0) return;
   const int threads = threads_for(call.threads, bytes);
-  const bool by_split = threads > 1 && tiles < 4 * threads && units > tiles;
-  if (!by_split) units = tiles, partial_floats = 0;
+  const bool few_tiles = threads > 1 && tiles < 4 * threads;
+  const bool by_split =
+      units > tiles && (few_tiles || rows <= kNarrowRows) && partial_floats <= kMaxPartialFloats;
+  if (!by_split) {
+    units = tiles;
+    partial_floats = 0;
+  }
 
   Unit* list = nullptr;
   float* partials = nullptr;
@@ -230,15 +250,10 @@ SGLANG_ER_INLINE void run_paged_attention(const PagedAttentionCall& call) {
     run_unit(call, list[unit], *reinterpret_cast<Workspace*>(space));
   });
   if (!by_split) return;
-  for (int64_t unit = 0; unit < units;) {
-    int64_t splits = 1;  // of this tile: its units go on until the first KV head starts a new tile
-    while (unit + splits * call.kv_heads < units &&
-           list[unit + splits * call.kv_heads].tile.request == list[unit].tile.request &&
-           list[unit + splits * call.kv_heads].tile.first_row == list[unit].tile.first_row)
-      ++splits;
-    for (int head = 0; head < call.kv_heads; ++head) merge_splits(call, list + unit + head, splits);
-    unit += splits * call.kv_heads;
-  }
+  const auto merge = [&](int64_t unit) {
+    if (list[unit].first_split == list[unit].tile.keys.begin / kSplitKeys) merge_splits(call, list + unit);
+  };
+  parallel_for(units, threads_for(threads, 4 * partial_floats), merge);
 }
 
 }  // namespace

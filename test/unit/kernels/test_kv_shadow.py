@@ -138,8 +138,7 @@ def test_what_the_shadow_lacks_is_read_exactly(isa, generator, heads, bits):
     nothing, everything = torch.zeros(slots, dtype=torch.uint8), torch.ones(slots, dtype=torch.uint8)
     assert torch.equal(attend(pool, shadow=shadow, valid=nothing), exact)
     assert torch.equal(attend(pool, shadow=shadow, valid=everything, exact_newest=700), exact)
-    # A score stays what it was beside quantized keys: with one query token seeing only exact keys in its window,
-    # the rest of the context may be anything.
+    # Within a window that only sees the newest tokens the rest may be anything, even in the same vector of keys.
     newest = attend(pool, shadow=shadow, valid=everything, exact_newest=40 + 30, window=30)
     assert torch.equal(newest, attend(pool, window=30))
 
