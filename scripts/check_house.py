@@ -1,6 +1,6 @@
 """Checks the rules of the house that no linter knows; prints one line per violation, exits 1 if there is one.
 
-- Arrows point one way: cli -> plugin -> rollout, engine -> twin, policy, sampling, models -> kernels.
+- Arrows point one way: cli -> plugin, bench -> rollout, engine -> twin, policy, sampling, models -> kernels.
 - policy/ imports neither torch nor sglang; only engine/ and plugin.py import sglang.srt, which is private API.
 - No tracked file names a path of one machine; the tracked tree stays small.
 """
@@ -19,6 +19,7 @@ PACKAGE = "sglang_er"
 RANKS = {
     "cli": 4,
     "plugin": 3,
+    "bench": 3,
     "rollout": 2,
     "engine": 2,
     "integrations": 2,

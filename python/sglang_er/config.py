@@ -102,7 +102,10 @@ class RolloutConfig(BaseModel):
         True, description="remake the 4-bit twin after weight updates; false only to show what a stale twin costs"
     )
     cpu_threads: int | None = Field(
-        None, ge=1, le=1024, description="threads for the arithmetic on a CPU; without it, what torch chooses"
+        None,
+        ge=1,
+        le=1024,
+        description="threads for the arithmetic on a CPU; without it, serve takes the physical cores that it may use",
     )
     kernels: Literal["auto", "reference"] = Field(
         "auto", description="the fastest kernels of this machine, or the plain torch ones they are tested against"
@@ -185,11 +188,7 @@ class RolloutConfig(BaseModel):
         if frozen := [name for name in changes if name in type(self).model_fields and name not in SWITCHABLE]:
             lines = [f"{name}: fixed at start; restart the server with {flag_of(name)}" for name in frozen]
             raise ConfigError("\n".join(lines))
-        kept = {name: getattr(self, name) for name in self.model_fields_set if name not in changes}
-        merged = _Layers()
-        merged.values, merged.set_by = kept, {name: self._set_by.get(name, "default") for name in kept}
-        merged.add("admin", changes, {name: name for name in changes})
-        return merged.build()
+        return extended(self, "admin", changes)
 
 
 class _Layers:
@@ -278,6 +277,15 @@ def to_env(config: RolloutConfig) -> dict[str, str]:
 def from_env(env: Mapping[str, str] | None = None) -> RolloutConfig:
     """The configuration of this process: what `serve` handed over, or what the user's environment says."""
     return resolve(env=os.environ if env is None else env)
+
+
+def extended(config: RolloutConfig, source: Source, values: Mapping[str, Any]) -> RolloutConfig:
+    """`config` with these values on top, validated as a whole."""
+    layers = _Layers()
+    layers.values = {name: getattr(config, name) for name in config.model_fields_set if name not in values}
+    layers.set_by = {name: config._set_by.get(name, "default") for name in layers.values}
+    layers.add(source, values, {name: name for name in values})
+    return layers.build()
 
 
 def _text(value: object) -> str:

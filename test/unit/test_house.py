@@ -31,6 +31,7 @@ def test_the_tree_obeys_the_rules_of_the_house():
         ("policy/__init__.py", "from ..engine import worker", "other way"),
         ("twin/x.py", "from sglang_er.policy.base import Policy", "other way"),
         ("engine/x.py", "from sglang_er.rollout import client", "other way"),
+        ("rollout/x.py", "from sglang_er.bench import stream", "other way"),
         ("config.py", "from sglang_er.engine import worker", "other way"),
         ("attic/x.py", "import os", "not in the plan"),
     ],
@@ -49,6 +50,7 @@ def test_a_forbidden_import_is_reported(tmp_path: Path, path: str, line: str, co
         ("policy/x.py", "from .base import Policy\nfrom sglang_er.policy import fixed"),
         ("twin/x.py", "import torch\nfrom sglang_er.kernels import reference"),
         ("cli/x.py", "from sglang_er.engine import serve\nfrom sglang_er import __version__"),
+        ("bench/x.py", "from sglang_er.kernels import isa\nfrom sglang_er.models import sizes"),
         ("plugin.py", "import sglang.srt.plugins\nfrom sglang_er.config import from_env"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from sglang_er import config
 
@@ -20,6 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_flags(parser)
 
 
+def with_threads(resolved: config.RolloutConfig, forwarded: Sequence[str]) -> config.RolloutConfig:
+    """The thread count of this machine where nobody chose one; engines that share the machine share its cores."""
+    from sglang_er.rollout import cores
+
+    if resolved.cpu_threads is not None or os.environ.get("OMP_NUM_THREADS"):
+        return resolved
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dp-size", "--data-parallel-size", dest="engines", default="1")
+    engines = parser.parse_known_args(list(forwarded))[0].engines
+    # What is no number is for SGLang to refuse.
+    share = cores.default_threads() // max(1, int(engines) if engines.isdigit() else 1)
+    return config.extended(resolved, "default", {"cpu_threads": max(1, share)})
+
+
 def run(args: argparse.Namespace) -> int:
     resolved = config.from_flags(args)
     from sglang_er.compat import torchvision_shim
@@ -27,8 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
     launch.check_model_path(args.model_path)
     torchvision_shim.install()
-    os.environ.update(config.to_env(resolved))
     on_cpu = not host.accelerator_present()
+    if on_cpu:
+        resolved = with_threads(resolved, args.forwarded)
+    os.environ.update(config.to_env(resolved))
     argv = ["--model-path", args.model_path, *args.forwarded]
     argv += launch.default_flags(argv, args.plain, on_cpu)
     launch.prepare_environment(on_cpu)

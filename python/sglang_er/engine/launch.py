@@ -57,6 +57,7 @@ def prepare_environment(on_cpu: bool) -> None:
     """Process-wide settings that SGLang's spawned processes inherit."""
     if on_cpu:
         os.environ.setdefault("SGLANG_PLATFORM", host.PLATFORM_NAME)
+        host.spin_briefly()
 
 
 def launch(argv: Sequence[str]) -> None:

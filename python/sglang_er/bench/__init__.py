@@ -1,0 +1,1 @@
+"""Measurements of this machine and of the kernels on it; no server is involved."""

@@ -1,0 +1,44 @@
+"""Timing candidates against each other: they take turns, so that what disturbs the machine disturbs all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Literal
+
+Run = Callable[[], object]
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """`calls` a turn, `repeats` turns. On a machine that is busy all the time, clock `cpu` with one thread counts
+    processor time, and statistic `fastest` finds the turns that nothing interrupted."""
+
+    repeats: int = 15
+    calls: int = 5
+    clock: Literal["wall", "cpu"] = "wall"
+    statistic: Literal["median", "fastest"] = "median"
+
+    def seconds(self, candidates: Mapping[str, Run]) -> dict[str, float]:
+        """Seconds per call of each."""
+        clock = _CLOCKS[self.clock]
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+        for repeat in range(self.repeats + 1):
+            for name, run in candidates.items():
+                begin = clock()
+                for _ in range(self.calls):
+                    run()
+                if repeat:  # the first turn warms up
+                    times[name].append((clock() - begin) / self.calls)
+        summary = min if self.statistic == "fastest" else statistics.median
+        return {name: summary(values) for name, values in times.items()}
+
+
+def rotate(runs: Sequence[Run]) -> Run:
+    """Calls the next of `runs` each time: the same work on other memory, so that no cache serves it."""
+    turn = cycle(runs)
+    return lambda: next(turn)()

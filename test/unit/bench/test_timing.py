@@ -1,0 +1,49 @@
+"""Candidates take turns; a figure is the median or the fastest turn; rotation visits other memory."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from sglang_er.bench import stream
+from sglang_er.bench.timing import Timing, rotate
+
+
+def test_candidates_take_turns_and_the_first_turn_is_not_counted():
+    order: list[str] = []
+
+    def run(name: str, slow_once: list[float]) -> None:
+        order.append(name)
+        time.sleep(slow_once.pop() if slow_once else 0.0)
+
+    warm = [0.2]
+    seconds = Timing(repeats=2, calls=1).seconds({"a": lambda: run("a", warm), "b": lambda: run("b", [])})
+    assert order == ["a", "b"] * 3
+    assert seconds["a"] < 0.1
+
+
+@pytest.mark.parametrize(("statistic", "expected"), [("median", 0.01), ("fastest", 0.0)])
+def test_the_statistic_is_the_one_asked_for(statistic, expected):
+    waits = iter([0.0, 0.0, 0.01, 0.02])
+    found = Timing(repeats=3, calls=1, statistic=statistic).seconds({"a": lambda: time.sleep(next(waits))})
+    assert found["a"] == pytest.approx(expected, abs=0.008)
+
+
+def test_processor_time_does_not_count_waiting():
+    found = Timing(repeats=1, calls=1, clock="cpu").seconds({"a": lambda: time.sleep(0.05)})
+    assert found["a"] < 0.02
+
+
+def test_rotation_goes_round():
+    seen: list[int] = []
+    run = rotate([lambda: seen.append(0), lambda: seen.append(1)])
+    for _ in range(3):
+        run()
+    assert seen == [0, 1, 0]
+
+
+def test_bandwidth_of_a_small_footprint_is_a_positive_number():
+    found = stream.measure(Timing(repeats=2, calls=1), footprint=1 << 20)
+    assert found.read > 1e8 and found.copy > 1e8 and found.footprint <= 1 << 20
+    assert "GB/s read" in found.text()
