@@ -30,9 +30,9 @@ ENV_PREFIX = "SGLANG_ER_"
 FLAG_PREFIX = "--er-"
 MAX_GAMMA = 16
 DEFAULT_GAMMA = 3
-# Where a small Xeon (2 cores, AVX-512) gains: with more than four requests a step is arithmetic, not memory traffic,
+# Where a small Xeon (2 cores, AVX-512) gains: with more than eight requests a step is arithmetic, not memory traffic,
 # and drafted tokens cost as much as they bring. docs/decisions.md has the measurement.
-DEFAULT_THRESHOLDS = ((2, 3), (4, 1))
+DEFAULT_THRESHOLDS = ((1, 5), (2, 4), (4, 2), (8, 1))
 
 # What can change while a server lives: nothing was built from it.
 SWITCHABLE = frozenset(
