@@ -13,11 +13,23 @@
 namespace sglang_er::cpu {
 namespace {
 
-// Where value vectors come from: rows of the pool, from key `first` of the split on.
+// Where value vectors come from: rows of the pool, from key `first` of the split on. The incomplete vector at
+// the end of a row has a source of its own: it passes through memory, which would cost every other vector its
+// registers.
+template <class T>
+struct LastValues {
+  const uint8_t* const* rows;
+  int dim;
+  SGLANG_ER_INLINE void load_vectors(int key, int, Floats (&value)[1]) const {
+    value[0] = load_last_value<T>(rows[key], dim);
+  }
+};
 template <class T>
 struct ValueRows {
   const uint8_t* const* rows;
   int dim;
+  SGLANG_ER_INLINE int vectors() const { return dim / kLanes; }
+  SGLANG_ER_INLINE LastValues<T> last() const { return {rows, dim}; }
   template <int V>
   SGLANG_ER_INLINE void load_vectors(int key, int first, Floats (&value)[V]) const {
     const uint8_t* next = rows[key + kAhead];
@@ -28,7 +40,7 @@ struct ValueRows {
         if (v % 2 == 0)
           load_levels(reinterpret_cast<const Int4*>(rows[key] + offset), value[v], value[v + 1]);
       } else {
-        value[v] = load_value<T>(rows[key], first + v, dim);
+        value[v] = load_value<T>(rows[key], first + v);
       }
     }
   }
@@ -37,6 +49,8 @@ struct ValuePanel {
   const float* panel;
   int width;
   Lookahead& ahead;
+  SGLANG_ER_INLINE int vectors() const { return width / kLanes; }
+  SGLANG_ER_INLINE const ValuePanel& last() const { return *this; }
   template <int V>
   SGLANG_ER_INLINE void load_vectors(int key, int first, Floats (&value)[V]) const {
     ahead.ask(2);
@@ -69,9 +83,11 @@ template <int R, int V, class Source>
 SGLANG_ER_INLINE void add_span(const float* p, const Source& source, int begin, int end, int width,
                                float* out) {
   if (begin >= end) return;
+  const int vectors = source.vectors();
   int v = 0;
-  for (; v + V <= width / kLanes; v += V) add_values<R, V>(p, source, begin, end, v, width, out);
-  for (; v < width / kLanes; ++v) add_values<R, 1>(p, source, begin, end, v, width, out);
+  for (; v + V <= vectors; v += V) add_values<R, V>(p, source, begin, end, v, width, out);
+  for (; v < vectors; ++v) add_values<R, 1>(p, source, begin, end, v, width, out);
+  if (v * kLanes < width) add_values<R, 1>(p, source.last(), begin, end, v, width, out);
 }
 
 // Keys [first, first + keys) of the split for all rows of the tile.
@@ -104,7 +120,9 @@ void add_rows(const Tile& tile, const Workspace& work, const Source& source, int
 
 template <class T>
 SGLANG_ER_INLINE void fill_value(const uint8_t* row, int dim, float* out) {
-  for (int v = 0; v * kLanes < dim; ++v) store(out + v * kLanes, load_value<T>(row, v, dim));
+  int v = 0;
+  for (; (v + 1) * kLanes <= dim; ++v) store(out + v * kLanes, load_value<T>(row, v));
+  if (v * kLanes < dim) store(out + v * kLanes, load_last_value<T>(row, dim));
 }
 
 // Keys [first, first + keys) of the split, whose values lie in `rows`, for all rows of the tile.

@@ -17,8 +17,8 @@ inline constexpr int kAhead = 32;  // rows between the one that is read and the 
 // What the registers hold at once: rows for scores from a panel and from the pool; rows of values, and
 // vectors of values for that many rows.
 #if defined(__AVX512F__)
-inline constexpr int kScoreRows = 8, kStreamRows = 4, kValueRows = 4;
-constexpr int value_vectors(int rows) { return rows <= 2 ? 8 : 4; }
+inline constexpr int kScoreRows = 8, kStreamRows = 8, kValueRows = 8;
+constexpr int value_vectors(int rows) { return rows <= 2 ? 8 : rows <= 4 ? 4 : 2; }
 #elif defined(__AVX2__)
 inline constexpr int kScoreRows = 2, kStreamRows = 2, kValueRows = 2;
 constexpr int value_vectors(int rows) { return rows == 1 ? 4 : 2; }

@@ -88,18 +88,26 @@ void fill_keys(const uint8_t* const* rows, int dim, float* panel, Lookahead& ahe
   fill_step(steps, 0, dim - d, panel + d * kPanelKeys);
 }
 
-// Dimensions [16 v, 16 v + 16) of a row of values, zero from `dim` on.
+// Dimensions [16 v, 16 v + 16) of a row of values, all of them there.
 template <class T>
-SGLANG_ER_INLINE Floats load_value(const uint8_t* row, int v, int dim) {
-  const T* values = reinterpret_cast<const T*>(row) + v * kLanes;
-  const int left = dim - v * kLanes;
-  return left >= kLanes ? load(values) : load_first(values, left);
+SGLANG_ER_INLINE Floats load_value(const uint8_t* row, int v) {
+  return load(reinterpret_cast<const T*>(row) + v * kLanes);
 }
 template <>
-SGLANG_ER_INLINE Floats load_value<Int4>(const uint8_t* row, int v, int) {
+SGLANG_ER_INLINE Floats load_value<Int4>(const uint8_t* row, int v) {
   Floats low, high;
   load_levels(reinterpret_cast<const Int4*>(row) + v / 2 * kLanes, low, high);
   return v % 2 == 0 ? low : high;
+}
+
+// The last, incomplete vector of a row of `dim` values, zero behind them.
+template <class T>
+SGLANG_ER_INLINE Floats load_last_value(const uint8_t* row, int dim) {
+  return load_first(reinterpret_cast<const T*>(row) + dim / kLanes * kLanes, dim % kLanes);
+}
+template <>
+SGLANG_ER_INLINE Floats load_last_value<Int4>(const uint8_t*, int) {
+  return zero();  // dim is a multiple of kInt4DimMultiple
 }
 
 // A key row in fp32, with the levels of a quantized one not yet scaled.

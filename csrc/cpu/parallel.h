@@ -33,7 +33,8 @@ SGLANG_ER_INLINE int threads_for(int threads, int64_t bytes) {
 // Calls fn(unit) for every unit in [0, units) on up to `threads` threads. A thread takes half its even share
 // of what is left at a time: neighbouring units stay on one thread, whose prefetches run from one into the
 // next, and a thread that is held up by something else on the machine takes fewer. fn must not throw.
-// fn(unit, worker) also learns which of the threads calls it, a number in [0, threads).
+// fn(unit, worker) also learns which of the threads calls it, a number in [0, threads): a thread leaves only
+// when no unit is left, so nobody who comes in its place gets to call fn.
 template <class Fn>
 void parallel_for(int64_t units, int threads, const Fn& fn) {
   const auto run = [](const Fn& fn, int64_t unit, int worker) {
