@@ -1,8 +1,8 @@
 """Times paged_attention over a bf16 KV pool and over its int8 and int4 shadows against torch SDPA on gathered KV.
 
 Requests rotate through a pool of which even the int4 shadow is larger than the last-level cache, so that every call
-reads its context from memory as a decode step does. `read` sums up the same bytes with torch: what this machine reads at all. The candidates take turns
-(see bench_kernels.py); `--threads 1 --clock cpu` is for a busy machine.
+reads its context from memory as a decode step does. `read` sums up the same bytes with torch: what this machine reads
+at all. The candidates take turns (see bench_kernels.py); `--threads 1 --clock cpu` is for a busy machine.
 
     python scripts/bench_attention.py
     python scripts/bench_attention.py --contexts 8192 --queries 1,5 --heads 28x4x128 --json out.json
