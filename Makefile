@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 
-.PHONY: setup demo test test-full lint format bench clean
+.PHONY: setup demo test test-full native-test lint format bench clean
 
 setup:
 	@scripts/setup_env.sh
@@ -16,6 +16,9 @@ test: setup
 
 test-full: setup
 	$(PYTEST) test --full
+
+native-test: setup
+	@scripts/native_test.sh
 
 lint: setup
 	$(VENV)/ruff check .

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs the kernels' native tests under sanitizers. The executable is kept under the user's cache by a hash of its
+# sources, flags and compiler, and build/native keeps the objects: an unchanged tree compiles nothing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$PWD/.venv/bin/python
+cmake=$PWD/.venv/bin/cmake
+build=build/native
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/sglang-er/native-tests
+jobs=${NATIVE_TEST_JOBS:-2}
+
+compiler=${CXX:-c++}
+key=$({ find CMakeLists.txt csrc test/native scripts/native_test.sh -type f -print0 | LC_ALL=C sort -z |
+    xargs -0 sha256sum; $compiler --version; printf '%s\n' "${CXXFLAGS:-}" "${LDFLAGS:-}" "$(uname -m)"; } |
+    sha256sum | cut -c1-24)
+
+"$cmake" -S . -B "$build" -DSGLANG_ER_NATIVE_TESTS=ON -DCMAKE_BUILD_TYPE=None -DPython_EXECUTABLE="$python" >/dev/null
+if [[ -x $cache/$key ]]; then
+    cp "$cache/$key" "$build/native_tests"
+else
+    echo "native tests: compiling (minutes the first time)"
+    rm -f "$build/native_tests" # one from the cache is newer than objects that it was not linked from
+    "$cmake" --build "$build" --target native_tests --parallel "$jobs"
+    mkdir -p "$cache"
+    cp "$build/native_tests" "$cache/partial.$$"
+    mv "$cache/partial.$$" "$cache/$key" # a reader sees a whole file or none
+    # The last two are kept: they are large.
+    find "$cache" -maxdepth 1 -type f -printf '%T@ %p\n' | sort -rn | tail -n +3 | cut -d' ' -f2- | xargs -r rm -f
+fi
+"$PWD/.venv/bin/ctest" --test-dir "$build" --output-on-failure
