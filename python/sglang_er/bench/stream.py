@@ -1,11 +1,14 @@
 """How fast memory can be read and copied here: what a decode step at small batch is measured against.
 
-Plain torch, with torch's threads. Reading is the faster of two ways that do little but read, because neither of them is
+With as many threads as torch has. Reading is the fastest of three ways that do little but read, because none of them is
 the memory's limit by itself on every machine.
 """
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,9 +16,15 @@ import torch
 
 from sglang_er.bench.timing import Run, Timing, rotate
 
-# Larger than the last-level cache of most machines; the caller halves it where memory is short.
+# Larger than the last-level cache of most machines.
 FOOTPRINT = 512 << 20
-_PIECES = 8
+# One call of a reader; large beside what a call costs.
+_PIECE = 16 << 20
+_COLUMNS = 1024
+_ABSENT = 0xA5
+
+_memchr = ctypes.CDLL(None).memchr
+_memchr.argtypes, _memchr.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], ctypes.c_void_p
 
 
 @dataclass(frozen=True)
@@ -24,30 +33,43 @@ class Bandwidth:
 
     read: float
     copy: float
-    footprint: int
 
     def text(self) -> str:
         return f"{self.read / 1e9:.1f} GB/s read, {self.copy / 1e9:.1f} GB/s copied"
 
 
-def readers(pieces: list[torch.Tensor]) -> dict[str, Run]:
-    """Candidates that read fp32 pieces [rows, columns] and write next to nothing."""
-    ones = torch.ones(pieces[0].shape[1])
-    return {
-        "sum": rotate([piece.sum for piece in pieces]),
-        "matrix times vector": rotate([partial(torch.mv, piece, ones) for piece in pieces]),
-    }
+class Stream:
+    """Random memory to read, `footprint` bytes of it, and candidates that can take turns with others."""
 
+    def __init__(self, footprint: int = FOOTPRINT) -> None:
+        piece = torch.rand(min(_PIECE, footprint // 2) // (_COLUMNS * 4), _COLUMNS)
+        as_bytes = piece.view(torch.uint8)
+        as_bytes[as_bytes == _ABSENT] = 0
+        self._pieces = [piece.clone() for _ in range(max(2, footprint // piece.nbytes))]
+        self._pool = ThreadPoolExecutor(torch.get_num_threads())
 
-def measure(timing: Timing, footprint: int = FOOTPRINT) -> Bandwidth:
-    """Random pieces of `footprint` bytes together, read and copied in turns."""
-    columns = 1024
-    rows = max(1, footprint // (_PIECES * columns * 4))
-    piece = torch.rand(rows, columns)
-    pieces = [piece.clone() for _ in range(_PIECES)]
-    half = _PIECES // 2
-    candidates = readers(pieces)
-    copies = [partial(target.copy_, source) for source, target in zip(pieces[:half], pieces[half:], strict=True)]
-    seconds = timing.seconds({**candidates, "copy": rotate(copies)})
-    fastest = min(seconds[name] for name in candidates)
-    return Bandwidth(piece.nbytes / fastest, 2 * piece.nbytes / seconds["copy"], _PIECES * piece.nbytes)
+    def readers(self) -> dict[str, Run]:
+        """Ways to read one piece, each time another one."""
+        ones = torch.ones(_COLUMNS)
+        return {
+            "read: memchr": rotate([partial(self._search, piece) for piece in self._pieces]),
+            "read: sum": rotate([piece.sum for piece in self._pieces]),
+            "read: matrix times vector": rotate([partial(torch.mv, piece, ones) for piece in self._pieces]),
+        }
+
+    def rate(self, seconds: Mapping[str, float]) -> float:
+        """Bytes per second of the fastest reader among these timings."""
+        return self._pieces[0].nbytes / min(seconds[name] for name in self.readers())
+
+    def measure(self, timing: Timing) -> Bandwidth:
+        half = len(self._pieces) // 2
+        pairs = zip(self._pieces[:half], self._pieces[half:])
+        copy = rotate([partial(target.copy_, source) for source, target in pairs])
+        seconds = timing.seconds({**self.readers(), "copy": copy})
+        return Bandwidth(self.rate(seconds), 2 * self._pieces[0].nbytes / seconds["copy"])
+
+    def _search(self, piece: torch.Tensor) -> None:
+        """The C library looks for a byte that is not there, in as many parts as torch has threads."""
+        threads = torch.get_num_threads()
+        part = piece.nbytes // threads
+        list(self._pool.map(lambda index: _memchr(piece.data_ptr() + index * part, _ABSENT, part), range(threads)))

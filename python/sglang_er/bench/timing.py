@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Literal
 
@@ -19,9 +19,13 @@ class Timing:
     processor time, and statistic `fastest` finds the turns that nothing interrupted."""
 
     repeats: int = 15
-    calls: int = 5
+    calls: int = 10
     clock: Literal["wall", "cpu"] = "wall"
     statistic: Literal["median", "fastest"] = "median"
+
+    def at_most(self, calls: int) -> Timing:
+        """Fewer calls a turn, where a call takes long."""
+        return replace(self, calls=max(1, min(self.calls, calls)))
 
     def seconds(self, candidates: Mapping[str, Run]) -> dict[str, float]:
         """Seconds per call of each."""

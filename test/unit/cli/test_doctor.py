@@ -17,7 +17,9 @@ from sglang_er.rollout import cores, memory
 
 @pytest.fixture(autouse=True)
 def quick_and_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "measure", lambda *_: stream.Bandwidth(20e9, 18e9, 1))
+    monkeypatch.setattr(stream.Stream, "measure", lambda *_: stream.Bandwidth(20e9, 18e9))
+    monkeypatch.setattr(stream, "_PIECE", 1 << 20)
+    monkeypatch.setattr(stream, "FOOTPRINT", 2 << 20)
     for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "SGLANG_ER_CPU_THREADS", "SGLANG_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
