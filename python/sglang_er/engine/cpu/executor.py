@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 SHADOW_TENSORS = ("keys", "values", "key_scales", "value_scales")
 
-# Whether linear layers outside the executor use our kernels (`patches.py` asks); one engine per process.
+# Whether attention and linear layers outside the executor use our kernels (`patches.py` asks); one engine per process.
 linear_kernels = True
 
 
-def configure_linears(config: RolloutConfig) -> None:
+def configure_kernels(config: RolloutConfig) -> None:
     global linear_kernels
     linear_kernels = config.executor == "native"
 
@@ -59,7 +59,7 @@ class NativeExecutor:
     def configure(self, config: RolloutConfig) -> None:
         """Options changed; the server is idle."""
         self.enabled = config.executor == "native"
-        configure_linears(config)
+        configure_kernels(config)
         self._group_size = config.group_size
         self._int8_activations = config.draft_activations == "int8"
         self._shadow_bits = {"off": 0, "int8": 8, "int4": 4}[config.kv_shadow]

@@ -82,7 +82,7 @@ def install_executor(result: Any, runner: ModelRunner, *_: Any, **__: Any) -> An
     """Every server gets it, with speculation or without: plain decode must be as fast as we can make it."""
     config = from_env()
     runner.sglang_er_executor = None
-    executor.configure_linears(config)
+    executor.configure_kernels(config)
     if config.kernels == "auto":
         executor.install(runner, config)
     return result
