@@ -42,14 +42,26 @@ TEST(two_callers_at_once) {
   other.join();
 }
 
+// A helper takes part sooner or later.
+void await_helper() {
+  std::atomic<bool> came = false;
+  while (!came) {
+    parallel_for(2, 2, [&](int64_t, int worker) {
+      if (worker == 1) came = true;
+      for (int i = 0; i < 100 && !came; ++i) usleep(10);
+    });
+  }
+}
+
 TEST(jobs_in_a_child_after_fork) {
   check_job(50, 3);
   for (int i = 0; i < 5; ++i) {
     const pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
-      alarm(60);  // a hang is a failure
+      alarm(20);  // a hang is a failure
       check_jobs(200);
+      await_helper();
       _exit(0);
     }
     check_jobs(50);
