@@ -10,10 +10,17 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from sglang_er.engine.cpu import executor
 from sglang_er.engine.cpu.attention import CpuAttentionBackend
 
 HEAD_DIM = 16
 ROWS, ROW_WIDTH = 8, 96
+
+
+@pytest.fixture(params=["kernel", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways that the backend has."""
+    monkeypatch.setattr(executor, "own_kernels", request.param == "kernel")
 
 
 class _Pool:

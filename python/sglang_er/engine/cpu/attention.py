@@ -1,9 +1,10 @@
-"""Attention over SGLang's KV pool on a CPU, in torch: prefill, chunked prefill, decode and verify.
+"""Attention over SGLang's KV pool on a CPU: prefill, chunked prefill, decode and verify.
 
-Decode and verify are one case: n query tokens per request (n = 1 or gamma + 1) at the end of a context that
-already holds their keys. They run as one padded batch; the index matrix and the mask are made once per forward
-and shared by all layers. Query heads of a KV head are folded into the query axis, so grouped-query attention
-copies no KV. Extends (prefill) run per request.
+One kernel does all of them. What follows below is the same in torch, for `executor=wrapped`, `kernels=reference` and
+KV dtypes that the kernel does not read. There decode and verify are one case: n query tokens per request (n = 1 or
+gamma + 1) at the end of a context that already holds their keys. They run as one padded batch; the index matrix and
+the mask are made once per forward and shared by all layers. Query heads of a KV head are folded into the query axis,
+so grouped-query attention copies no KV. Extends (prefill) run per request.
 """
 
 from __future__ import annotations
@@ -17,10 +18,23 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch.nn.functional import scaled_dot_product_attention
 
+from sglang_er import kernels
+from sglang_er.engine.cpu import executor
+from sglang_er.kernels.base import WEIGHT_DTYPES
+
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
+
+
+@dataclass
+class KernelPlan:
+    """Whose tokens are where: rows, context_lens int64 [B], query_begin int64 [B + 1]."""
+
+    rows: torch.Tensor
+    query_begin: torch.Tensor
+    context_lens: torch.Tensor
 
 
 @dataclass
@@ -51,6 +65,7 @@ class CpuAttentionBackend(AttentionBackend):
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self._forward_batch: ForwardBatch | None = None
+        self._kernel_plan: KernelPlan | None = None
         self._plan: BatchPlan | ExtendPlan | None = None
 
     def support_triton(self) -> bool:
@@ -61,7 +76,30 @@ class CpuAttentionBackend(AttentionBackend):
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         # The plan is made at the first attention layer: the native executor has its own and needs none.
         self._forward_batch = forward_batch
+        self._kernel_plan = None
         self._plan = None
+
+    @property
+    def kernel_plan(self) -> KernelPlan:
+        if self._kernel_plan is None:
+            assert self._forward_batch is not None
+            self._kernel_plan = self._make_kernel_plan(self._forward_batch)
+        return self._kernel_plan
+
+    def _make_kernel_plan(self, forward_batch: ForwardBatch) -> KernelPlan:
+        mode = forward_batch.forward_mode
+        if mode.is_target_verify():
+            width = forward_batch.spec_info.num_tokens_per_req
+            context_lens = forward_batch.seq_lens.to(torch.int64) + width
+            new = torch.full_like(context_lens, width)
+        elif mode.is_decode():
+            context_lens = forward_batch.seq_lens.to(torch.int64)
+            new = torch.ones_like(context_lens)
+        else:
+            new = forward_batch.extend_seq_lens.to(torch.int64)
+            context_lens = forward_batch.extend_prefix_lens.to(torch.int64) + new
+        begins = torch.cat([new.new_zeros(1), new.cumsum(0)])
+        return KernelPlan(forward_batch.req_pool_indices.to(torch.int64), begins, context_lens)
 
     @property
     def plan(self) -> BatchPlan | ExtendPlan:
@@ -126,6 +164,20 @@ class CpuAttentionBackend(AttentionBackend):
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        if executor.own_kernels and keys.dtype in WEIGHT_DTYPES and query.dtype in WEIGHT_DTYPES:
+            where = self.kernel_plan
+            out = kernels.paged_attention(
+                query,
+                keys,
+                values,
+                self.req_to_token,
+                where.rows,
+                where.query_begin,
+                where.context_lens,
+                scale=layer.scaling,
+                window=_window(layer),
+            )
+            return out.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)
         plan = self.plan
         if isinstance(plan, BatchPlan):
             out = self._attend_batch(query, keys, values, layer, plan)

@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 SHADOW_TENSORS = ("keys", "values", "key_scales", "value_scales")
 
 # Whether attention and linear layers outside the executor use our kernels (`patches.py` asks); one engine per process.
-linear_kernels = True
+own_kernels = True
 
 
 def configure_kernels(config: RolloutConfig) -> None:
-    global linear_kernels
-    linear_kernels = config.executor == "native"
+    global own_kernels
+    own_kernels = config.executor == "native" and config.kernels == "auto"
 
 
 class NativeExecutor:

@@ -96,7 +96,7 @@ def apply_linear(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A linear layer of few tokens streams its weight; torch's bf16 linear does that at half of memory's speed."""
-    if not executor.linear_kernels or x.dim() != 2 or x.shape[0] > MAX_STREAMED_ROWS or layer.weight.dim() != 2:
+    if not executor.own_kernels or x.dim() != 2 or x.shape[0] > MAX_STREAMED_ROWS or layer.weight.dim() != 2:
         return original(method, layer, x, bias)
     return kernels.bf16_linear(x, layer.weight.data, bias)
 
@@ -112,7 +112,7 @@ def compute_lm_head(
     step, bit for bit. fp32 hidden states (the native executor's) give fp32 logits."""
     weight = getattr(lm_head, "weight", None)
     plain = embedding_bias is None and not hasattr(lm_head, "set_lora")
-    if weight is None or not plain or not executor.linear_kernels:
+    if weight is None or not plain or not executor.own_kernels:
         return original(processor, hidden_states, lm_head, embedding_bias)
     return kernels.bf16_linear(hidden_states, weight.data)
 
