@@ -8,8 +8,7 @@ native   the executor's decoder, made from the same packed weights.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from sglang_er.engine import forward
@@ -65,22 +64,19 @@ class NativeDrafter(WrappedDrafter):
 
     def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig) -> None:
         self._executor: NativeExecutor = runner.sglang_er_executor
+        self._native = False
         super().__init__(runner, twin, config)
 
     def configure(self, config: RolloutConfig) -> None:
         super().configure(config)
         self._executor.configure(config)
 
-    @contextmanager
-    def _native_pass(self, chain: forward.Chain) -> Iterator[None]:
-        self._executor.prepare_draft(self._twin, chain)
-        yield
-
     def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
-        return self._native_pass(chain) if self._executor.enabled else super().draft_pass(chain)
+        self._native = self._executor.enabled and self._executor.prepare_draft(self._twin, chain)
+        return nullcontext() if self._native else super().draft_pass(chain)
 
     def logits(self, chain: forward.Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
-        if self._executor.enabled:
+        if self._native:
             return self._executor.draft_logits(chain, step, tokens)
         return super().logits(chain, step, tokens)
 

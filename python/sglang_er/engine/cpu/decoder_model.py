@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 Fields = dict[str, Any]
-# (module, parameter name) -> the linear's tensors under `weight`, or `packed` and `scales_zeros`
+# linear module -> its tensors under `weight`, or `packed` and `scales_zeros`
 LinearTensors = Callable[[Any], Fields]
 
 _MODELS = frozenset({"LlamaModel", "Qwen2Model", "Qwen3Model", "MistralModel"})
 _LAYERS = frozenset({"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "MistralDecoderLayer"})
+# Anything else (a LoRA wrapper, for one) computes more than a product.
+_LINEARS = frozenset({"QKVParallelLinear", "MergedColumnParallelLinear", "RowParallelLinear"})
+# All of them put their scaling into the table of cosines and sines.
 _ROTARY = frozenset(
     {"RotaryEmbedding", "Llama3RotaryEmbedding", "LinearScalingRotaryEmbedding", "YaRNScalingRotaryEmbedding"}
 )
@@ -54,6 +57,7 @@ def check(model: nn.Module) -> None:
             type(attention.rotary_emb).__name__ in _ROTARY, f"positions are a {type(attention.rotary_emb).__name__}"
         )
         for linear in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj):
+            _require(type(linear).__name__ in _LINEARS, f"a linear layer is a {type(linear).__name__}")
             _require(isinstance(linear.quant_method, UnquantizedLinearMethod), "a linear layer is quantized")
             _require(linear.tp_size == 1, "the model is sharded")
         for norm in _norms(layer):

@@ -82,23 +82,30 @@ class NativeExecutor:
         mode = forward_batch.forward_mode
         short = mode.is_decode() or mode.is_target_verify()
         plain = input_embeds is None and pp_proxy_tensors is None and not rest and input_ids.numel() > 0
-        if not (self.enabled and short and plain):
+        decoder = self._target_decoder() if self.enabled and short and plain else None
+        if decoder is None:
             self.forwards["target_wrapped"] += short
             return self._wrapped_body(input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors, **rest)
         width = forward_batch.spec_info.num_tokens_per_req if mode.is_target_verify() else 1
         context_lens = forward_batch.seq_lens if width == 1 else forward_batch.seq_lens + width
         self.forwards["target_native"] += 1
-        return self._target_decoder().hidden(
+        return decoder.hidden(
             *self._batch(
                 input_ids, positions, forward_batch.out_cache_loc, forward_batch.req_pool_indices, context_lens
             )
         )
 
-    def _target_decoder(self) -> Decoder:
-        if self._moved() or self._target is None:
-            pool = self.runner.token_to_kv_pool
-            config, layers = decoder_model.read(self.runner.model, pool, decoder_model.exact, None)
-            self._target = Decoder({**config, "shadow_valid": self._valid}, layers)
+    def _target_decoder(self) -> Decoder | None:
+        """None, said once, if the model or its KV pool turns out to be something else than `install` saw."""
+        try:
+            if self._moved() or self._target is None:
+                decoder_model.check(self.runner.model)
+                pool = self.runner.token_to_kv_pool
+                config, layers = decoder_model.read(self.runner.model, pool, decoder_model.exact, None)
+                self._target = Decoder({**config, "shadow_valid": self._valid}, layers)
+        except (UnsupportedModelError, ValueError, TypeError, AttributeError) as error:
+            _say_wrapped(error)
+            self.enabled = False
         return self._target
 
     def _moved(self) -> bool:
@@ -115,9 +122,11 @@ class NativeExecutor:
 
     # -- draft ---------------------------------------------------------------------------------------------------
 
-    def prepare_draft(self, twin: Twin, chain: Chain) -> None:
-        """Once per draft pass, before `draft_logits`."""
-        self._moved()
+    def prepare_draft(self, twin: Twin, chain: Chain) -> bool:
+        """Once per draft pass, before `draft_logits`; False if the executor cannot draft for this model."""
+        # Together or not at all: the draft reads the same modules.
+        if self._target_decoder() is None:
+            return False
         self._exact_newest = -1
         if self._shadow_bits and int(chain.committed.sum()) >= self._shadow_from and self._make_shadow():
             assert self._shadow is not None
@@ -126,6 +135,7 @@ class NativeExecutor:
             self._exact_newest = EXACT_NEWEST
         if self._draft is None:
             self._draft = self._make_draft(twin)
+        return True
 
     def _make_draft(self, twin: Twin) -> Decoder:
         model = self.runner.model
@@ -209,12 +219,17 @@ def _twin_linear(module: Any) -> dict[str, Any]:
     return _packed(method.packed) if isinstance(method, DualPrecisionMethod) else decoder_model.exact(module)
 
 
+def _say_wrapped(reason: Exception) -> None:
+    why = str(reason).splitlines()[0]
+    logger.warning("sglang-er: decode, verify and draft run through SGLang's model code: %s", why)
+
+
 def install(runner: ModelRunner, config: RolloutConfig) -> None:
     """Give `runner` its executor, as `runner.sglang_er_executor`, if it knows the model."""
     try:
         decoder_model.check(runner.model)
     except UnsupportedModelError as reason:
-        logger.warning("sglang-er: decode, verify and draft run through SGLang's model code: %s", reason)
+        _say_wrapped(reason)
         return
     runner.sglang_er_executor = NativeExecutor(runner, config)
     logger.info("sglang-er: decode, verify and draft forwards run in the native executor")
