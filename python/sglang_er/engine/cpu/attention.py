@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sglang_er import kernels
 from sglang_er.engine.cpu import executor
+from sglang_er.engine.cpu.decoder_model import window_of
 from sglang_er.kernels.base import WEIGHT_DTYPES
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class CpuAttentionBackend(AttentionBackend):
                 where.query_begin,
                 where.context_lens,
                 scale=layer.scaling,
-                window=_window(layer),
+                window=window_of(layer),
             )
             return out.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)
         plan = self.plan
@@ -197,7 +198,7 @@ class CpuAttentionBackend(AttentionBackend):
             folded,
             keys[plan.slots].to(query.dtype).transpose(1, 2),
             values[plan.slots].to(query.dtype).transpose(1, 2),
-            attn_mask=self._batch_mask(plan, _window(layer), group),
+            attn_mask=self._batch_mask(plan, window_of(layer), group),
             scale=layer.scaling,
         )
         out = out.view(batch, kv_heads, group, width, layer.v_head_dim).permute(0, 3, 1, 2, 4)
@@ -222,7 +223,7 @@ class CpuAttentionBackend(AttentionBackend):
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention, plan: ExtendPlan
     ) -> torch.Tensor:
         out = query.new_empty(query.shape[0], layer.tp_q_head_num, layer.v_head_dim)
-        window = _window(layer)
+        window = window_of(layer)
         for start, end, prefix, slots in plan.requests:
             if end == start:
                 continue
@@ -244,12 +245,6 @@ class CpuAttentionBackend(AttentionBackend):
             )
             out[start:end] = attended[0].transpose(0, 1)
         return out
-
-
-def _window(layer: RadixAttention) -> int:
-    """Sliding window in tokens before the query's own, -1 for full attention."""
-    size = layer.sliding_window_size
-    return -1 if size is None else int(size)
 
 
 def create_cpu_attention_backend(model_runner: ModelRunner) -> CpuAttentionBackend:

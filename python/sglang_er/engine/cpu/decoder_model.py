@@ -65,11 +65,11 @@ def check(model: nn.Module) -> None:
             _require(plain and norm.has_weight, "a norm is not a plain RMSNorm")
         radix = attention.attn
         _require(not radix.logit_cap and radix.qk_head_dim == radix.v_head_dim, "attention has a logit cap")
-        windows.add(window(radix))
+        windows.add(window_of(radix))
     _require(len(windows) == 1, "layers differ in their sliding windows")
 
 
-def window(radix: Any) -> int:
+def window_of(radix: Any) -> int:
     """Sliding window in tokens before the query's own, -1 for full attention."""
     size = radix.sliding_window_size
     return -1 if size is None else int(size)
@@ -96,7 +96,7 @@ def read(model: nn.Module, pool: Any, linear: LinearTensors, lm_head: Fields | N
         "head_dim": first.attn.qk_head_dim,
         "rotary_dim": rotary.rotary_dim,
         "neox": int(rotary.is_neox_style),
-        "window": window(first.attn),
+        "window": window_of(first.attn),
         "eps": float(body.norm.variance_epsilon),
         "attention_scale": float(first.attn.scaling),
         "embedding": body.embed_tokens.weight.data,
