@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -88,10 +89,10 @@ def candidates(heads: Heads, context: int, queries: int, footprint: int) -> dict
             enable_gqa=True,
         )
 
-    every = range(requests)
+    every, position = range(requests), count()
     found = {
-        "torch": rotate([partial(torchs, request) for request in every]),
-        "bf16": rotate([paged(request) for request in every]),
+        "torch": rotate([partial(torchs, request) for request in every], position),
+        "bf16": rotate([paged(request) for request in every], position),
     }
     for bits in (8, 4) if hasattr(kernels, "KvShadow") else ():
         shadow = kernels.KvShadow.empty(len(keys), heads.kv, heads.dim, heads.dim, bits)

@@ -6,9 +6,11 @@ decode step does; they are random, because constant data is cached and compresse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as functional
@@ -57,6 +59,8 @@ class Weights:
         self._generator = torch.Generator().manual_seed(layer.rows * 31 + layer.cols)
         weight = torch.randn(layer.rows, layer.cols, generator=self._generator).mul_(0.02).bfloat16()
         self.bf16 = [weight, *(weight.clone() for _ in range(self._copies(weight.nbytes) - 1))]
+        # Where the ops that share a form are in their rotation over its copies.
+        self.bf16_position, self.packed_position = count(), count()
         self._packed: list[kernels.PackedWeight] = []
         self._int4pack: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -92,12 +96,18 @@ def packed_bytes(weight: kernels.PackedWeight) -> int:
     return weight.packed.nbytes + weight.scales_zeros.nbytes
 
 
-# Calls of every copy of the weight, and the bytes that one call reads; None where this machine or build lacks the op.
-Made = tuple[list[Run], int]
+class Made(NamedTuple):
+    """Calls of every copy of the weight, the bytes that one call reads, and the position among the copies."""
+
+    runs: list[Run]
+    bytes: int
+    position: Iterator[int]
 
 
+# None: this machine or build lacks the op.
 def _functional(x: torch.Tensor, weights: Weights) -> Made:
-    return [partial(functional.linear, x, w) for w in weights.bf16], weights.bf16[0].nbytes
+    runs: list[Run] = [partial(functional.linear, x, w) for w in weights.bf16]
+    return Made(runs, weights.bf16[0].nbytes, weights.bf16_position)
 
 
 def _prepacked(x: torch.Tensor, weights: Weights) -> Made | None:
@@ -105,7 +115,8 @@ def _prepacked(x: torch.Tensor, weights: Weights) -> Made | None:
         return None
     linear, reorder = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight
     reordered = [reorder(w, x.shape[0]) for w in weights.bf16]
-    return [partial(linear, x, w, None, "none", [], "") for w in reordered], weights.bf16[0].nbytes
+    runs: list[Run] = [partial(linear, x, w, None, "none", [], "") for w in reordered]
+    return Made(runs, weights.bf16[0].nbytes, count())
 
 
 def _int4pack(x: torch.Tensor, weights: Weights) -> Made | None:
@@ -113,7 +124,7 @@ def _int4pack(x: torch.Tensor, weights: Weights) -> Made | None:
         return None
     linear = torch.ops.aten._weight_int4pack_mm_for_cpu
     runs: list[Run] = [partial(linear, x, w, GROUP_SIZE, s) for w, s in weights.int4pack]
-    return runs, sum(part.nbytes for part in weights.int4pack[0])
+    return Made(runs, sum(part.nbytes for part in weights.int4pack[0]), count())
 
 
 def _ours(name: str, packed: bool) -> Callable[[torch.Tensor, Weights], Made | None]:
@@ -122,8 +133,9 @@ def _ours(name: str, packed: bool) -> Callable[[torch.Tensor, Weights], Made | N
         if op is None:
             return None
         if packed:
-            return [partial(op, x, w) for w in weights.packed], packed_bytes(weights.packed[0])
-        return [partial(op, x, w) for w in weights.bf16], weights.bf16[0].nbytes
+            runs: list[Run] = [partial(op, x, w) for w in weights.packed]
+            return Made(runs, packed_bytes(weights.packed[0]), weights.packed_position)
+        return Made([partial(op, x, w) for w in weights.bf16], weights.bf16[0].nbytes, weights.bf16_position)
 
     return make
 
@@ -148,7 +160,7 @@ def candidates(x: torch.Tensor, weights: Weights, isas: Sequence[str]) -> dict[s
             found[name] = made
             continue
         for isa in isas:
-            found[f"{name} {isa}"] = ([partial(_on_isa, isa, run) for run in made[0]], made[1])
+            found[f"{name} {isa}"] = made._replace(runs=[partial(_on_isa, isa, run) for run in made.runs])
     return found
 
 
@@ -171,13 +183,17 @@ def measure(
     for batch in batches:
         x = torch.randn(batch, layer.cols, generator=torch.Generator().manual_seed(batch)).bfloat16()
         made = candidates(x, weights, isas)
-        seconds = timing.seconds({**{name: rotate(runs) for name, (runs, _) in made.items()}, **stream.readers()})
+        seconds = timing.seconds({**_turning(made), **stream.readers()})
         read = stream.rate(seconds)
-        yield [Cell(name, layer, batch, seconds[name], made[name][1], read) for name in made]
+        yield [Cell(name, layer, batch, seconds[name], made[name].bytes, read) for name in made]
 
 
 def overhead(timing: Timing) -> dict[str, float]:
     """Seconds of a call on a weight so small that only the call itself is left."""
     weights = Weights(Layer("tiny", 16, GROUP_SIZE), 1)
     made = candidates(torch.ones(1, GROUP_SIZE).bfloat16(), weights, [kernels.isa()])
-    return replace(timing, calls=1000).seconds({name: rotate(runs) for name, (runs, _) in made.items()})
+    return replace(timing, calls=1000).seconds(_turning(made))
+
+
+def _turning(made: Mapping[str, Made]) -> dict[str, Run]:
+    return {name: rotate(one.runs, one.position) for name, one in made.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 from sglang_er import kernels
 from sglang_er.bench.linear import GROUP_SIZE, Layer, Weights, packed_bytes
@@ -29,11 +30,9 @@ def measure(layer: Layer, footprint: int, timing: Timing) -> Packing:
     weights = Weights(layer, footprint).bf16
     outs = [kernels.quantize_pack(weight, GROUP_SIZE) for weight in weights]
     targets = [weight.clone() for weight in weights]  # written once: no page faults in the timing
-    seconds = timing.at_most(2).seconds(
-        {
-            "pack": rotate([partial(kernels.quantize_pack, w, GROUP_SIZE, out=out) for w, out in zip(weights, outs)]),
-            "copy": rotate([partial(target.copy_, weight) for weight, target in zip(weights, targets)]),
-        }
-    )
+    pack = [partial(kernels.quantize_pack, weight, GROUP_SIZE, out=out) for weight, out in zip(weights, outs)]
+    copy = [partial(target.copy_, weight) for weight, target in zip(weights, targets)]
+    position = count()
+    seconds = timing.at_most(2).seconds({"pack": rotate(pack, position), "copy": rotate(copy, position)})
     read = weights[0].nbytes
     return Packing(layer, seconds["pack"], (read + packed_bytes(outs[0])) / seconds["pack"], 2 * read / seconds["copy"])

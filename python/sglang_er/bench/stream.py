@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import torch
 
@@ -50,11 +51,11 @@ class Stream:
 
     def readers(self) -> dict[str, Run]:
         """Ways to read one piece, each time another one."""
-        ones = torch.ones(_COLUMNS)
+        ones, position = torch.ones(_COLUMNS), count()
         return {
-            "read: memchr": rotate([partial(self._search, piece) for piece in self._pieces]),
-            "read: sum": rotate([piece.sum for piece in self._pieces]),
-            "read: matrix times vector": rotate([partial(torch.mv, piece, ones) for piece in self._pieces]),
+            "read: memchr": rotate([partial(self._search, piece) for piece in self._pieces], position),
+            "read: sum": rotate([piece.sum for piece in self._pieces], position),
+            "read: matrix times vector": rotate([partial(torch.mv, piece, ones) for piece in self._pieces], position),
         }
 
     def rate(self, seconds: Mapping[str, float]) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import count
 from typing import Literal
 
 Run = Callable[[], object]
@@ -15,8 +15,10 @@ _CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 @dataclass(frozen=True)
 class Timing:
-    """`calls` a turn, `repeats` turns. On a machine that is busy all the time, clock `cpu` with one thread counts
-    processor time, and statistic `fastest` finds the turns that nothing interrupted."""
+    """`calls` a turn, `repeats` turns. Every turn begins with one more call, which is not timed: it wakes threads that
+    slept while another candidate ran, as the op before it does in a forward pass. On a machine that is always busy,
+    clock `cpu` with one thread counts processor time, and statistic `fastest` finds the turns that nothing
+    interrupted."""
 
     repeats: int = 15
     calls: int = 10
@@ -33,6 +35,7 @@ class Timing:
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for repeat in range(self.repeats + 1):
             for name, run in candidates.items():
+                run()
                 begin = clock()
                 for _ in range(self.calls):
                     run()
@@ -42,7 +45,11 @@ class Timing:
         return {name: summary(values) for name, values in times.items()}
 
 
-def rotate(runs: Sequence[Run]) -> Run:
-    """Calls the next of `runs` each time: the same work on other memory, so that no cache serves it."""
-    turn = cycle(runs)
-    return lambda: next(turn)()
+def rotate(runs: Sequence[Run], positions: Iterator[int] | None = None) -> Run:
+    """Calls the next of `runs` each time: the same work on other memory, so that no cache serves it.
+
+    Candidates over the same memory share `positions` (an `itertools.count()`): what one of them has just read is then
+    not what the next one reads.
+    """
+    turn = count() if positions is None else positions
+    return lambda: runs[next(turn) % len(runs)]()

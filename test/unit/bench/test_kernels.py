@@ -73,7 +73,7 @@ def test_candidates_compute_the_same_product():
     weights = linear.Weights(Layer("x", 64, 256), 1)
     x = torch.randn(3, 256).bfloat16()
     exact = x.double() @ weights.bf16[0].double().T
-    for name, (runs, nbytes) in linear.candidates(x, weights, [kernels.isa()]).items():
+    for name, (runs, nbytes, _) in linear.candidates(x, weights, [kernels.isa()]).items():
         if name == "aten int4pack":
             continue  # its levels are random
         off = (runs[0]().double() - exact).norm() / exact.norm()
@@ -86,7 +86,7 @@ def test_each_instruction_set_is_a_candidate_where_several_are_asked_for():
     try:
         made = linear.candidates(torch.ones(1, 128).bfloat16(), linear.Weights(Layer("x", 32, 128), 1), isas)
         assert {f"bf16_linear {isa}" for isa in isas} <= set(made) and "F.linear" in made
-        made[f"bf16_linear {isas[-1]}"][0][0]()
+        made[f"bf16_linear {isas[-1]}"].runs[0]()
         assert kernels.isa() == isas[-1]
     finally:
         kernels.set_isa("auto")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from itertools import count
 
 import pytest
 
@@ -17,15 +19,15 @@ def test_candidates_take_turns_and_the_first_turn_is_not_counted():
         order.append(name)
         time.sleep(slow_once.pop() if slow_once else 0.0)
 
-    warm = [0.2]
+    warm = [0.2, 0.2]  # the turn that is not counted: a call to wake up and a call
     seconds = Timing(repeats=2, calls=1).seconds({"a": lambda: run("a", warm), "b": lambda: run("b", [])})
-    assert order == ["a", "b"] * 3
+    assert order == ["a", "a", "b", "b"] * 3
     assert seconds["a"] < 0.1
 
 
 @pytest.mark.parametrize(("statistic", "expected"), [("median", 0.01), ("fastest", 0.0)])
 def test_the_statistic_is_the_one_asked_for(statistic, expected):
-    waits = iter([0.0, 0.0, 0.01, 0.02])
+    waits = iter([0.0, 0.0, 0.5, 0.0, 0.5, 0.01, 0.5, 0.02])  # every other call begins a turn
     found = Timing(repeats=3, calls=1, statistic=statistic).seconds({"a": lambda: time.sleep(next(waits))})
     assert found["a"] == pytest.approx(expected, abs=0.008)
 
@@ -41,6 +43,16 @@ def test_rotation_goes_round():
     for _ in range(3):
         run()
     assert seen == [0, 1, 0]
+
+
+def test_candidates_over_the_same_memory_never_read_what_another_has_just_read():
+    read: list[tuple[str, int]] = []
+    position = count()
+    runs = {name: rotate([partial(read.append, (name, piece)) for piece in range(4)], position) for name in ("a", "b")}
+    for _ in range(2):
+        runs["a"]()
+        runs["b"]()
+    assert read == [("a", 0), ("b", 1), ("a", 2), ("b", 3)]
 
 
 def test_bandwidth_of_a_small_footprint_is_a_positive_number():
