@@ -33,7 +33,7 @@ namespace sglang_er::cpu {
 namespace {
 
 constexpr int kMaxBlocksPerUnit = 4;
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 1024;
 
 SGLANG_ER_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
 

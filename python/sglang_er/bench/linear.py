@@ -21,7 +21,7 @@ from sglang_er.bench.timing import Run, Timing, rotate
 
 GROUP_SIZE = 128
 # A turn should last about as long as reading this much.
-_BYTES_A_TURN = 32 << 20
+_BYTES_A_TURN = 256 << 20
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,16 @@ _CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 @dataclass(frozen=True)
 class Timing:
-    """`calls` a turn, `repeats` turns. Every turn begins with one more call, which is not timed: it wakes threads that
-    slept while another candidate ran, as the op before it does in a forward pass. On a machine that is always busy,
-    clock `cpu` with one thread counts processor time, and statistic `fastest` finds the turns that nothing
-    interrupted."""
+    """`calls` a turn, `repeats` turns. A turn begins with `warm_up` seconds of calls, at least one, that are not timed:
+    they wake the threads that slept while another candidate ran, as the op before does in a forward pass, and let
+    that candidate's idle threads stop spinning. On a machine that is always busy, clock `cpu` with one thread counts
+    processor time, and statistic `fastest` finds the turns that nothing interrupted."""
 
     repeats: int = 15
     calls: int = 10
     clock: Literal["wall", "cpu"] = "wall"
     statistic: Literal["median", "fastest"] = "median"
+    warm_up: float = 0.001
 
     def at_most(self, calls: int) -> Timing:
         """Fewer calls a turn, where a call takes long."""
@@ -35,7 +36,7 @@ class Timing:
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for repeat in range(self.repeats + 1):
             for name, run in candidates.items():
-                run()
+                self._warm_up(run)
                 begin = clock()
                 for _ in range(self.calls):
                     run()
@@ -43,6 +44,12 @@ class Timing:
                     times[name].append((clock() - begin) / self.calls)
         summary = min if self.statistic == "fastest" else statistics.median
         return {name: summary(values) for name, values in times.items()}
+
+    def _warm_up(self, run: Run) -> None:
+        begin = time.perf_counter()
+        run()
+        while time.perf_counter() - begin < self.warm_up:
+            run()
 
 
 def rotate(runs: Sequence[Run], positions: Iterator[int] | None = None) -> Run:

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time of one thread")
     parser.add_argument("--statistic", choices=["median", "fastest"], default="median", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="turns (default: %(default)s)")
-    parser.add_argument("--calls", type=int, default=10, metavar="N", help="most calls a turn (default: %(default)s)")
+    parser.add_argument("--calls", type=int, default=16, metavar="N", help="most calls a turn (default: %(default)s)")
     parser.add_argument("--footprint", type=int, default=600, metavar="MiB", help="that a candidate rotates over (600)")
     parser.add_argument("--kv-footprint", type=int, default=1200, metavar="MiB", help="of bf16 KV pool (1200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")

@@ -20,7 +20,7 @@ def test_candidates_take_turns_and_the_first_turn_is_not_counted():
         time.sleep(slow_once.pop() if slow_once else 0.0)
 
     warm = [0.2, 0.2]  # the turn that is not counted: a call to wake up and a call
-    seconds = Timing(repeats=2, calls=1).seconds({"a": lambda: run("a", warm), "b": lambda: run("b", [])})
+    seconds = Timing(repeats=2, calls=1, warm_up=0).seconds({"a": lambda: run("a", warm), "b": lambda: run("b", [])})
     assert order == ["a", "a", "b", "b"] * 3
     assert seconds["a"] < 0.1
 
@@ -28,7 +28,7 @@ def test_candidates_take_turns_and_the_first_turn_is_not_counted():
 @pytest.mark.parametrize(("statistic", "expected"), [("median", 0.01), ("fastest", 0.0)])
 def test_the_statistic_is_the_one_asked_for(statistic, expected):
     waits = iter([0.0, 0.0, 0.5, 0.0, 0.5, 0.01, 0.5, 0.02])  # every other call begins a turn
-    found = Timing(repeats=3, calls=1, statistic=statistic).seconds({"a": lambda: time.sleep(next(waits))})
+    found = Timing(repeats=3, calls=1, statistic=statistic, warm_up=0).seconds({"a": lambda: time.sleep(next(waits))})
     assert found["a"] == pytest.approx(expected, abs=0.008)
 
 
