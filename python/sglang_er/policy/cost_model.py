@@ -6,13 +6,15 @@ A forward pass over n rows (tokens of all requests together) with a context of C
 
 f is the roofline with its steps: flat while the weights' bytes bound it, then rising with the arithmetic. It is
 piecewise linear between KNOTS, and each of its values is a weight of a linear model, as are a (KV bytes: every request
-reads its own context) and b (what grows with the longest context only). One such model each for plain decode (n = B),
-the draft pass of one token (n = B, a smaller weight) and the verify pass (n = B (gamma + 1)).
+reads its own context) and b (what grows with the longest context only). There are two such models: the draft pass of
+one token (n = B), and the target's pass, which plain decode (n = B) and verification (n = B (gamma + 1)) share; a
+verify pass costs e(n) + c C + d S more, with few knots for e.
 
     T_step(0) = T_plain(B),   T_step(gamma) = gamma T_draft(B) + T_verify(B (gamma + 1))
 
 The prior knows the shape and next to nothing about the level: f is a random walk over the knots, so that a measurement
-at 8 rows moves the values at 4 and 16 too. Unit of the models is `scale`, the first plain step that was timed.
+at 8 rows moves the values at 4 and 16 too. Unit of the models is `scale`, what the first plain step says about a step
+of one row. As long as nothing was drafted, draft passes are as much dearer than the prior as plain steps turned out.
 
 Steps that were disturbed are clipped at OUTLIER standard deviations; several in a row on the same side mean that the
 machine has changed, and reopen the model. Times that are no times (nan, 0, negative) are counted and ignored.
@@ -21,16 +23,20 @@ machine has changed, and reopen the model. Times that are no times (nan, 0, nega
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sglang_er.policy.linear_model import Features, LinearModel
+from sglang_er.policy.cost_features import (
+    EXTRA_KNOTS,
+    KNOTS,
+    Step,
+    draft_prior,
+    features_of,
+    target_prior,
+    verify_features,
+)
+from sglang_er.policy.linear_model import Features
 
-# Rows; denser where graph buckets and kernels' tiles make steps. Beyond the last, the last slope continues.
-KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 2048, 4096)
-_CONTEXT, _MEAN_CONTEXT = len(KNOTS), len(KNOTS) + 1
-_CONTEXT_UNIT, _MEAN_CONTEXT_UNIT = 65536.0, 4096.0
 NOISE = 0.03  # relative standard deviation of a step's seconds, before anything is known about it
 _LEAST_NOISE = 0.01
 OUTLIER = 3.0
@@ -40,13 +46,6 @@ _RELAX = 0.01
 _REOPEN = 0.3
 
 
-class Step(NamedTuple):
-    """What a step's cost depends on: requests, and their committed tokens in all."""
-
-    rows: int
-    context: int
-
-
 class Estimate(NamedTuple):
     """Seconds and their standard deviation."""
 
@@ -54,19 +53,7 @@ class Estimate(NamedTuple):
     deviation: float
 
 
-class _Shape(NamedTuple):
-    """A prior in units of a plain step: level, its deviation, and the rows that add one more level."""
-
-    level: float
-    deviation: float
-    knee: float
-
-
-SHAPES = {
-    "plain": _Shape(1.0, 0.3, 128.0),
-    "draft": _Shape(0.35, 0.3, 64.0),
-    "verify": _Shape(1.05, 0.4, 128.0),
-}
+KINDS = ("plain", "draft", "verify")
 
 
 class CostModel:
@@ -76,10 +63,11 @@ class CostModel:
     def __init__(self) -> None:
         self.scale = math.nan
         self.ignored = 0
-        self.observed: dict[str, int] = dict.fromkeys(SHAPES, 0)
-        self._models = {kind: _prior(shape) for kind, shape in SHAPES.items()}
-        self._noise = dict.fromkeys(SHAPES, NOISE)
-        self._outliers = dict.fromkeys(SHAPES, 0)
+        self.observed: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self._target, self._draft = target_prior(), draft_prior()
+        self._models = {"plain": self._target, "draft": self._draft, "verify": self._target}
+        self._noise = dict.fromkeys(KINDS, NOISE)
+        self._outliers = dict.fromkeys(KINDS, 0)
 
     @property
     def ready(self) -> bool:
@@ -90,17 +78,18 @@ class CostModel:
     def observe_plain(self, step: Step, seconds: float) -> None:
         if self._usable(seconds):
             if not self.ready:
-                self.scale = seconds
-            self._learn("plain", _features(step.rows, step), seconds / self.scale)
+                self.scale = seconds / self._target.predict(features_of(step.rows, step))
+            self._learn("plain", features_of(step.rows, step), seconds / self.scale)
 
     def observe_draft(self, step: Step, seconds: float) -> None:
         """One token's draft pass."""
         if self._usable(seconds) and self.ready:
-            self._learn("draft", _features(step.rows, step), seconds / self.scale)
+            self._anchor_draft(step)
+            self._learn("draft", features_of(step.rows, step), seconds / self.scale)
 
     def observe_verify(self, step: Step, gamma: int, seconds: float) -> None:
         if self._usable(seconds) and self.ready:
-            self._learn("verify", _features(step.rows * (gamma + 1), step), seconds / self.scale)
+            self._learn("verify", verify_features(step, gamma), seconds / self.scale)
 
     def observe_speculative(self, draft: Step, verify: Step, gamma: int, seconds: float, draft_seconds: float) -> None:
         """A whole step. Where the draft pass's part is not known (nan), the surprise goes to whom it is likelier to
@@ -114,9 +103,10 @@ class CostModel:
             self.observe_draft(draft, draft_seconds / gamma)
             self.observe_verify(verify, gamma, seconds - draft_seconds)
             return
-        drafting, verifying = self._models["draft"], self._models["verify"]
-        of_draft = [(index, value * gamma) for index, value in _features(draft.rows, draft)]
-        of_verify = _features(verify.rows * (gamma + 1), verify)
+        self._anchor_draft(draft)
+        drafting, verifying = self._draft, self._target
+        of_draft = [(index, value * gamma) for index, value in features_of(draft.rows, draft)]
+        of_verify = verify_features(verify, gamma)
         predicted = drafting.predict(of_draft) + verifying.predict(of_verify)
         noise = (self._noise["verify"] * predicted) ** 2
         spreads = drafting.variance(of_draft), verifying.variance(of_verify)
@@ -130,6 +120,17 @@ class CostModel:
         usable = math.isfinite(seconds) and seconds > 0.0
         self.ignored += not usable
         return usable
+
+    def _dearer(self, step: Step) -> float:
+        """Plain steps of this size, against what the prior expected of them."""
+        features = features_of(step.rows, step)
+        return max(self._target.predict(features), 0.01) / self._target.expected(features)
+
+    def _anchor_draft(self, step: Step) -> None:
+        """Before the first observation: the prior at the level of what is known."""
+        if self.observed["draft"] == 0:
+            level = self._dearer(step)
+            self._draft.mean = [level * value for value in self._draft.mean]
 
     def _learn(self, kind: str, features: Features, value: float) -> None:
         model = self._models[kind]
@@ -165,13 +166,14 @@ class CostModel:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def plain(self, step: Step) -> float:
-        return self._seconds("plain", _features(step.rows, step))
+        return self._seconds("plain", features_of(step.rows, step))
 
     def draft(self, step: Step) -> float:
-        return self._seconds("draft", _features(step.rows, step))
+        seconds = self._seconds("draft", features_of(step.rows, step))
+        return seconds if self.observed["draft"] else seconds * self._dearer(step)
 
     def verify(self, step: Step, gamma: int) -> float:
-        return self._seconds("verify", _features(step.rows * (gamma + 1), step))
+        return self._seconds("verify", verify_features(step, gamma))
 
     def step(self, step: Step, gamma: int, drafting: int | None = None) -> float:
         """Seconds of a step; `drafting`: rows that draft, all without it."""
@@ -189,11 +191,11 @@ class CostModel:
         """As `step`, with the deviation that comes from not knowing the models' weights."""
         seconds = self.step(step, gamma, drafting)
         if gamma == 0:
-            variance = self._models["plain"].variance(_features(step.rows, step))
+            variance = self._target.variance(features_of(step.rows, step))
         else:
             rows = step.rows if drafting is None else drafting
-            variance = gamma**2 * self._models["draft"].variance(_features(rows, step))
-            variance += self._models["verify"].variance(_features(step.rows * (gamma + 1), step))
+            variance = gamma**2 * self._draft.variance(features_of(rows, step))
+            variance += self._target.variance(verify_features(step, gamma))
         return Estimate(seconds, self.scale * math.sqrt(variance))
 
     def _seconds(self, kind: str, features: Features) -> float:
@@ -204,11 +206,11 @@ class CostModel:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "knots": list(KNOTS),
+            "knots": [*KNOTS, *EXTRA_KNOTS],
             "scale": self.scale,
             "observed": dict(self.observed),
             "noise": dict(self._noise),
-            "weights": {kind: list(model.mean) for kind, model in self._models.items()},
+            "weights": {"target": list(self._target.mean), "draft": list(self._draft.mean)},
         }
 
     @staticmethod
@@ -216,13 +218,14 @@ class CostModel:
         """Means only: the machine of today has to confirm them. Raises ValueError for what is no saved model."""
         model = CostModel()
         try:
-            if tuple(content["knots"]) != KNOTS:
+            if tuple(content["knots"]) != KNOTS + EXTRA_KNOTS:
                 raise ValueError("its knots are others")
             model.scale = float(content["scale"])
-            for kind, learnt in model._models.items():
-                weights = [float(value) for value in content["weights"][kind]]
+            model.observed = {kind: int(content["observed"][kind]) for kind in KINDS}
+            for name, learnt in (("target", model._target), ("draft", model._draft)):
+                weights = [float(value) for value in content["weights"][name]]
                 if len(weights) != len(learnt.mean) or not all(map(math.isfinite, weights)):
-                    raise ValueError(f"weights of {kind} are damaged")
+                    raise ValueError(f"weights of {name} are damaged")
                 learnt.mean = weights
         except (KeyError, TypeError) as error:
             raise ValueError(f"{error} is missing or damaged") from None
@@ -237,38 +240,6 @@ class CostModel:
             "noise": {kind: round(noise, 4) for kind, noise in self._noise.items()},
             "ignored": self.ignored,
         }
-
-
-def _features(rows: int, step: Step) -> list[tuple[int, float]]:
-    """Two neighbouring knots and the contexts."""
-    above = bisect_right(KNOTS, rows)
-    above = 1 if above == 0 else min(above, len(KNOTS) - 1)
-    low, high = KNOTS[above - 1], KNOTS[above]
-    share = (rows - low) / (high - low)
-    return [
-        (above - 1, 1.0 - share),
-        (above, share),
-        (_CONTEXT, step.context / _CONTEXT_UNIT),
-        (_MEAN_CONTEXT, step.context / max(step.rows, 1) / _MEAN_CONTEXT_UNIT),
-    ]
-
-
-def _prior(shape: _Shape) -> LinearModel:
-    """f(n) = level (1 + (n - 1) / knee), as a walk: each knot is the one before it plus an uncertain step."""
-    size = len(KNOTS) + 2
-    mean, covariance = [0.0] * size, [[0.0] * size for _ in range(size)]
-    walked = shape.deviation**2
-    for index, rows in enumerate(KNOTS):
-        mean[index] = shape.level * (1.0 + (rows - 1) / shape.knee)
-        if index:
-            step = shape.level * (rows - KNOTS[index - 1]) / shape.knee
-            walked += (0.03 * shape.level + 0.7 * step) ** 2
-        for other in range(index, len(KNOTS)):
-            covariance[index][other] = covariance[other][index] = walked
-    mean[_CONTEXT], mean[_MEAN_CONTEXT] = 0.1 * shape.level, 0.02 * shape.level
-    covariance[_CONTEXT][_CONTEXT] = (0.3 * shape.level) ** 2
-    covariance[_MEAN_CONTEXT][_MEAN_CONTEXT] = (0.15 * shape.level) ** 2
-    return LinearModel(mean, covariance)
 
 
 def seed(model: CostModel, timings: Iterable[tuple[str, Step, int, float]]) -> None:

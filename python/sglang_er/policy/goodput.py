@@ -20,9 +20,9 @@ from sglang_er.policy.guard import Guard
 
 Objective = Literal["tokens", "makespan"]
 PROBE_SHARE = 0.004
-# Plain steps that probing may cost before it has earned its share.
-_FIRST_BUDGET = 3.0
-_MOST_BUDGET = 6.0
+# Plain steps whose share probing may spend at the start, when nothing is known, and have saved up later on.
+_FIRST_BUDGET = 750.0
+_MOST_BUDGET = 1500.0
 _PROBE_EVERY = 4
 _DEVIATIONS = 2.0
 # Makespan: the requests that lose their chain most often are the last to end.
@@ -44,7 +44,8 @@ class GoodputPolicy:
         self.cost = CostModel() if cost is None else cost
         self.tracker = AcceptanceTracker(gamma_max)
         self.guard = Guard()
-        self._gamma_max, self._objective = gamma_max, objective
+        self.objective: Objective = objective
+        self._gamma_max = gamma_max
         self._hysteresis, self._probe_share = hysteresis, probe_share
         self._budget = 0.0
         self._last = 0
@@ -76,7 +77,7 @@ class GoodputPolicy:
     def _tokens(self, state: StepState, limit: int) -> list[float]:
         """Expected tokens of the whole step by draft length, or under objective makespan those of the stragglers."""
         rows, requests = state.speculative_rows, state.requests
-        if self._objective == "makespan" and len(requests) > 1:
+        if self.objective == "makespan" and len(requests) > 1:
             slowest = sorted(requests, key=self.tracker.theta, reverse=True)
             requests = slowest[: max(1, math.ceil(len(requests) * _STRAGGLERS))]
             return self.tracker.tokens(limit, len(requests), requests)
@@ -129,9 +130,10 @@ class GoodputPolicy:
 
     def _earn(self, seconds: float) -> None:
         if self._steps == 0 and self._budget == 0.0:
-            self._budget = _FIRST_BUDGET * self.cost.scale
+            self._budget = _FIRST_BUDGET * self._probe_share * self.cost.scale
         if math.isfinite(seconds) and seconds > 0.0:
-            self._budget = min(self._budget + self._probe_share * seconds, _MOST_BUDGET * self.cost.scale)
+            most = _MOST_BUDGET * self._probe_share * self.cost.scale
+            self._budget = min(self._budget + self._probe_share * seconds, most)
 
     def weights_changed(self) -> None:
         self.tracker.weights_changed()
@@ -139,7 +141,7 @@ class GoodputPolicy:
     def describe(self) -> dict[str, Any]:
         return {
             "policy": "goodput",
-            "objective": self._objective,
+            "objective": self.objective,
             "gamma": self._last,
             "switches": self._switches,
             "probes": self._probes,

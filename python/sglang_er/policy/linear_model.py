@@ -21,12 +21,17 @@ class LinearModel:
 
     def __init__(self, mean: Sequence[float], covariance: Matrix) -> None:
         self.mean = list(mean)
+        self._prior_mean = list(mean)
         self._prior = [list(row) for row in covariance]
         self.covariance = [list(row) for row in covariance]
 
     def predict(self, features: Features) -> float:
         mean = self.mean
         return sum(value * mean[index] for index, value in features)
+
+    def expected(self, features: Features) -> float:
+        """The prediction of the prior."""
+        return sum(value * self._prior_mean[index] for index, value in features)
 
     def variance(self, features: Features) -> float:
         """Of the prediction, without the noise of an observation."""

@@ -70,7 +70,8 @@ def test_defaults_follow_a_lower_gamma_max():
 
 
 OPTIONS = {
-    "policy": st.sampled_from(["fixed", "threshold"]),
+    "policy": st.sampled_from(["goodput", "fixed", "threshold"]),
+    "objective": st.sampled_from(["tokens", "makespan"]),
     "gamma_max": st.integers(8, 16),
     "gamma": st.integers(0, 7),
     "thresholds": st.dictionaries(st.integers(1, 512), st.integers(0, 7), min_size=1).map(

@@ -38,7 +38,7 @@ def test_threshold_may_draft_nothing_in_the_middle():
 
 
 def test_default_thresholds_never_rise_with_the_batch():
-    policy = make_policy(RolloutConfig())
+    policy = make_policy(RolloutConfig(policy="threshold"))
     gammas = [policy.choose(state(batch_size)) for batch_size in range(1, 65)]
     assert gammas[0] > 0
     assert gammas[-1] == 0
@@ -70,7 +70,7 @@ def test_every_policy_stays_within_what_the_step_can_hold(flags: dict[str, objec
             assert gamma == 0  # a draft that nobody may use costs a draft pass
 
 
-@pytest.mark.parametrize("name", ["fixed", "threshold", "cycle"])
+@pytest.mark.parametrize("name", ["fixed", "threshold", "cycle", "goodput"])
 def test_every_policy_describes_itself_and_takes_outcomes(name: str):
     policy = policy_of(policy=name, gamma_schedule="2,2")
     before = policy.choose(state())
