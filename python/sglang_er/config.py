@@ -98,6 +98,12 @@ class RolloutConfig(BaseModel):
     gamma_schedule: tuple[int, ...] | None = Field(
         None, validate_default=True, description="draft lengths of policy cycle, one per step, over and over"
     )
+    seed_seconds: float = Field(
+        3.0,
+        ge=0.0,
+        le=60.0,
+        description="time for forwards at start-up that tell policy goodput what steps cost; 0 for none",
+    )
     group_size: int = Field(
         128, ge=32, le=1024, multiple_of=32, description="inputs of a linear layer that share one 4-bit scale"
     )

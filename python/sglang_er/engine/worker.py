@@ -15,14 +15,15 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_er.config import from_env
-from sglang_er.engine import forward, rows, standard_rows
+from sglang_er.engine import forward, rows, seeding, standard_rows
+from sglang_er.engine.controller import Controller
 from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.engine.spec_inputs import DraftState
 from sglang_er.engine.stats import LaunchedStep, StepStats
 from sglang_er.engine.weight_watch import WatchedWeightUpdater
-from sglang_er.policy import TRACKED_ROWS, GoodputPolicy, StepState, make_policy
+from sglang_er.policy import TRACKED_ROWS, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,9 +53,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
         self.drafter = make_drafter(self.model_runner, self.twin, self.config)
         self.model_runner.weight_updater = WatchedWeightUpdater(self.model_runner.weight_updater, self._weights_changed)
-        # Learns from every step, whichever policy chose it, and accounts for what speculation saves.
-        self.controller = GoodputPolicy(self.config.gamma_max)
-        self.policy = make_policy(self.config, self.controller)
+        self.controller = Controller(self.config)
         self.stats = StepStats()
         self.sampler_cls: type[StepSampler] = StepSampler
         self.context_len = int(self.model_runner.model_config.context_len)
@@ -84,8 +83,6 @@ class EfficientRolloutWorker(BaseSpecWorker):
         outcome = self.stats.finish_step(num_correct_drafts_per_req)
         if outcome is not None:
             self.controller.observe(outcome)
-            if self.policy is not self.controller:
-                self.policy.observe(outcome)
 
     def clear_cache_pool(self) -> None:
         self.stats.forget_pending()
@@ -97,8 +94,17 @@ class EfficientRolloutWorker(BaseSpecWorker):
     def _weights_changed(self) -> None:
         self.twin.policy_changed()
         self.controller.weights_changed()
-        if self.policy is not self.controller:
-            self.policy.weights_changed()
+
+    def init_cuda_graphs(self) -> None:
+        """The last thing that is built: from here on forwards cost what they will cost."""
+        super().init_cuda_graphs()
+        if self.config.seed_seconds > 0:
+            began = time.perf_counter()
+            with torch.inference_mode():
+                timings = seeding.time_forwards(
+                    self.model_runner, self.drafter, self.config.gamma_max, self.config.seed_seconds
+                )
+            self.controller.seed(timings, time.perf_counter() - began)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -118,7 +124,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         gamma, draft_seconds = 0, math.nan
         if state.speculative_rows and state.gamma_limit > 0:
             self._refresh_twin()
-            gamma = max(0, min(state.gamma_limit, self.policy.choose(state)))
+            gamma = self.controller.choose(state)
         if gamma:
             result, draft_seconds = self._speculative_step(batch, gamma, speculating)
         else:
@@ -287,7 +293,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
     def set_policy(self, changes: dict[str, Any]) -> None:
         """Switch policy fields (the server is idle). Raises ConfigError on a bad value; nothing changes then."""
         config = self.config.changed(changes)
-        self.policy = make_policy(config, self.controller)
+        self.controller.configure(config)
         self.config = config
         self.drafter.configure(config)
 
@@ -295,8 +301,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         """What /server_info and /er/state show."""
         return {
             "config": self.config.describe(),
-            "policy": self.policy.describe(),
-            "controller": self.controller.describe(),
+            **self.controller.describe(),
             "twin": self.twin.describe(),
             "steps": self.stats.describe(),
             "forwards": self.drafter.forwards(),

@@ -158,6 +158,11 @@ class CostModel:
             self._outliers[kind] = 0
         return math.copysign(limit, error)
 
+    def doubt(self) -> None:
+        """Keep the means, and believe as little in them as in the prior."""
+        self._target.relax(1.0)
+        self._draft.relax(1.0)
+
     def _count(self, kind: str) -> None:
         self.observed[kind] += 1
         if self.observed[kind] % _RELAX_EVERY == 0:
@@ -251,3 +256,5 @@ def seed(model: CostModel, timings: Iterable[tuple[str, Step, int, float]]) -> N
             model.observe_draft(step, seconds)
         else:
             model.observe_verify(step, gamma, seconds)
+    # A step has more to do than its forwards; the first real ones count for much.
+    model.doubt()
