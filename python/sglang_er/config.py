@@ -104,6 +104,10 @@ class RolloutConfig(BaseModel):
         le=60.0,
         description="time for forwards at start-up that tell policy goodput what steps cost; 0 for none",
     )
+    cost_file: str | None = Field(
+        None,
+        description="file of `sglang-er calibrate` with the costs of this machine and model, in place of the timing",
+    )
     group_size: int = Field(
         128, ge=32, le=1024, multiple_of=32, description="inputs of a linear layer that share one 4-bit scale"
     )

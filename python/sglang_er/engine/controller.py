@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sglang_er.config import RolloutConfig
-from sglang_er.policy import GoodputPolicy, StepOutcome, StepState, cost_model, make_policy
+from sglang_er.policy import GoodputPolicy, StepOutcome, StepState, cost_file, cost_model, make_policy
 from sglang_er.policy.cost_model import Step
 
 logger = logging.getLogger(__name__)
@@ -17,8 +18,11 @@ class Controller:
     """The policy of the configuration, and beside it the one that learns from every step: it accounts for what
     speculation saves, and is ready when it is chosen."""
 
-    def __init__(self, config: RolloutConfig) -> None:
-        self.learnt = GoodputPolicy(config.gamma_max)
+    def __init__(self, config: RolloutConfig, measured_on: Mapping[str, str]) -> None:
+        """`measured_on`: what costs belong to. Raises StaleCosts or OSError for a file of costs that is no use."""
+        self.measured_on = dict(measured_on)
+        cost = cost_file.load(Path(config.cost_file), measured_on) if config.cost_file else None
+        self.learnt = GoodputPolicy(config.gamma_max, cost=cost)
         self.policy = make_policy(config, self.learnt)
 
     def configure(self, config: RolloutConfig) -> None:
@@ -48,4 +52,5 @@ class Controller:
 
     def describe(self) -> dict[str, Any]:
         """For /server_info and /er/state."""
-        return {"policy": self.policy.describe(), "controller": self.learnt.describe()}
+        costs = {"measured_on": self.measured_on, "model": self.learnt.cost.to_json()}
+        return {"policy": self.policy.describe(), "controller": {**self.learnt.describe(), "costs": costs}}

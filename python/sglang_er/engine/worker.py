@@ -19,6 +19,7 @@ from sglang_er.engine import forward, rows, seeding, standard_rows
 from sglang_er.engine.controller import Controller
 from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
+from sglang_er.engine.identity import measured_on
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.engine.spec_inputs import DraftState
 from sglang_er.engine.stats import LaunchedStep, StepStats
@@ -53,7 +54,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
         self.drafter = make_drafter(self.model_runner, self.twin, self.config)
         self.model_runner.weight_updater = WatchedWeightUpdater(self.model_runner.weight_updater, self._weights_changed)
-        self.controller = Controller(self.config)
+        self.controller = Controller(self.config, measured_on(self.model_runner))
         self.stats = StepStats()
         self.sampler_cls: type[StepSampler] = StepSampler
         self.context_len = int(self.model_runner.model_config.context_len)
@@ -98,7 +99,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
     def init_cuda_graphs(self) -> None:
         """The last thing that is built: from here on forwards cost what they will cost."""
         super().init_cuda_graphs()
-        if self.config.seed_seconds > 0:
+        if self.config.seed_seconds > 0 and not self.config.cost_file:
             began = time.perf_counter()
             with torch.inference_mode():
                 timings = seeding.time_forwards(

@@ -79,6 +79,7 @@ OPTIONS = {
     ),
     "gamma_schedule": st.lists(st.integers(0, 7), min_size=1).map(tuple),
     "seed_seconds": st.floats(0.0, 60.0),
+    "cost_file": st.text("abc/._", min_size=1),
     "group_size": st.integers(1, 32).map(lambda n: 32 * n),
     "quantize_lm_head": st.booleans(),
     "requantize": st.booleans(),
