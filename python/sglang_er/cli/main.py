@@ -28,6 +28,8 @@ COMMANDS = {
     "demo": "show rollouts with and without speculation in a real server",
     "serve": "start an SGLang server that decodes by exact self-speculation",
     "bench": "measure rollouts or kernels; table, JSON, picture",
+    "simulate": "replay rollouts over known step costs, for several policies",
+    "plot": "draw where speculation gains, or a simulated rollout over time",
     "doctor": "show what this machine and installation are, and what is wrong with them",
     "make-model": "write a Hugging Face checkpoint of a chosen shape, without downloads",
 }

@@ -78,9 +78,7 @@ def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def uniforms(
-    seed: int, requests: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def uniforms(seed: int, requests: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """u(seed, r, t) in [0, 1), element by element."""
     start = np.uint64((seed * _GOLDEN + 1) & _MASK)
     keys = _mix(_mix(requests.astype(np.uint64) + start))

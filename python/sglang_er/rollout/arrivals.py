@@ -62,7 +62,9 @@ def _lognormal(text: str) -> Draw:
             raise ValueError
         cap = int(cap)
     except (ValueError, OverflowError):
-        raise ValueError(f"--lengths {text}: must be lognormal:MEAN,SIGMA,CAP or lognormal:MEAN,SIGMA,CAP,SHARE") from None
+        raise ValueError(
+            f"--lengths {text}: must be lognormal:MEAN,SIGMA,CAP or lognormal:MEAN,SIGMA,CAP,SHARE"
+        ) from None
 
     def draw(count: int, seed: int) -> list[int]:
         rng = np.random.default_rng([seed, 2])

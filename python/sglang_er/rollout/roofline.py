@@ -15,7 +15,9 @@ device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Any
 
 from sglang_er.models.sizes import public_size
@@ -60,37 +62,57 @@ class Device:
     sources: str
 
 
-# Fixed seconds per layer on GPUs: 12 us of a FlashAttention-3 decode launch (vllm-project/flash-attention#63) and about
-# six small kernels of 2 us (estimate). Accepting drafts: estimate.
-_GPU_LAYER, _GPU_VERIFY = 24.6e-6, 0.4e-3
-PRESETS = {
-    device.name: device
-    for device in (
-        Device(
-            "a100", 2.039e12, 312e12, Linear(0.79, 0.75, 4), Linear(0.59, 0.39, 2), 0.70, 1.0, _GPU_LAYER, _GPU_VERIFY,
-            "peaks: NVIDIA's data sheet of the A100 80GB SXM. bf16 shares and the drafter's bandwidth: calibration on an "
-            "A100 that EfficientRollout (arXiv 2606.18967) published (1.617 TB/s, 233.5 TFLOPS, drafter 1.334 times "
-            "slower); the rest as h100",
-        ),
-        Device(
-            "h100", 3.352e12, 990e12, Linear(0.69, 0.70, 4), Linear(0.40, 0.39, 2), 0.70, 1.0, _GPU_LAYER, _GPU_VERIFY,
-            "peaks: NVIDIA's data sheet of the H100 SXM. Linear layers: published timings of 8192 x 8192 (mgoin/humming, "
-            "benchmarks/results/h100: cuBLAS 58 us up to 128 rows, Marlin W4A16 27/31/37/50/90 us at 16/32/64/128/256); "
-            "attention: vllm-project/flash-attention#63",
-        ),
-        Device(
-            "h200", 4.8e12, 990e12, Linear(0.75, 0.70, 4), Linear(0.40, 0.39, 2), 0.70, 1.0, _GPU_LAYER, _GPU_VERIFY,
-            "peaks: NVIDIA's data sheet of the H200 SXM. bf16 bandwidth: SGLang's remark of 3.2 to 3.9 TB/s for cuBLAS "
-            "at Qwen-like shapes; the rest as h100",
-        ),
-        Device(
-            "cpu", 35.3e9, 240e9, Linear(0.64, 1.0, 2), Linear(0.74, 3.7, 2), 0.50, 1.95, 0.0, 0.4e-3,
-            "two cores of a Xeon (family 6, model 207, AVX-512) with the kernels of this project: bench/cpu/kernels.json "
-            "(bf16_linear and w4a8_linear at 1, 8 and 32 rows, attention over 8192 tokens of bf16 and int4 KV); step: "
-            "scripts/bench_step.py",
-        ),
-    )
-}  # fmt: skip
+# Where the figures come from is in each preset's `sources`. Fixed seconds per layer on a GPU: 12 us of a
+# FlashAttention-3 decode launch (vllm-project/flash-attention#63) and about six small kernels of 2 us (estimate).
+# Accepting drafts: estimate.
+_H100 = Device(
+    name="h100",
+    bandwidth=3.352e12,
+    flops=990e12,
+    target=Linear(bandwidth=0.69, flops=0.70, p=4),
+    drafter=Linear(bandwidth=0.40, flops=0.39, p=2),
+    attention=0.70,
+    draft_attention=1.0,
+    layer_seconds=24.6e-6,
+    verify_seconds=0.4e-3,
+    sources="peaks: NVIDIA's data sheet of the H100 SXM; linear layers: published timings of 8192 x 8192 on an H100 "
+    "(mgoin/humming, benchmarks/results/h100: cuBLAS 58 us up to 128 rows, Marlin W4A16 27, 31, 37, 50, 90 us at 16, "
+    "32, 64, 128, 256 rows); attention: vllm-project/flash-attention#63",
+)
+_H200 = replace(
+    _H100,
+    name="h200",
+    bandwidth=4.8e12,
+    target=Linear(bandwidth=0.75, flops=0.70, p=4),
+    sources="peaks: NVIDIA's data sheet of the H200 SXM; bf16 bandwidth: SGLang's remark of 3.2 to 3.9 TB/s for cuBLAS "
+    "at Qwen-like shapes; the rest as h100",
+)
+_A100 = replace(
+    _H100,
+    name="a100",
+    bandwidth=2.039e12,
+    flops=312e12,
+    target=Linear(bandwidth=0.79, flops=0.75, p=4),
+    drafter=Linear(bandwidth=0.59, flops=0.39, p=2),
+    sources="peaks: NVIDIA's data sheet of the A100 80GB SXM; bf16 shares and the drafter's bandwidth: calibration "
+    "published with EfficientRollout, arXiv 2606.18967 (1.617 TB/s, 233.5 TFLOPS, drafter 1.334 times slower); the "
+    "rest as h100",
+)
+_CPU = Device(
+    name="cpu",
+    bandwidth=35.3e9,
+    flops=240e9,
+    target=Linear(bandwidth=0.64, flops=1.0, p=2),
+    drafter=Linear(bandwidth=0.74, flops=3.7, p=2),
+    attention=0.50,
+    draft_attention=1.95,
+    layer_seconds=0.0,
+    verify_seconds=0.4e-3,
+    sources="two cores of a Xeon (family 6, model 207, AVX-512) and this project's kernels: bench/cpu/kernels.json "
+    "(bf16_linear and w4a8_linear at 1, 8, 32 rows; attention over 8192 tokens of bf16 and int4 KV); verify: "
+    "scripts/bench_step.py",
+)
+PRESETS = {device.name: device for device in (_A100, _H100, _H200, _CPU)}
 
 
 def parse_model(text: str) -> tuple[str, Shape]:
@@ -167,3 +189,8 @@ def make(preset: str, model: str) -> RooflineCosts:
         raise ValueError(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
     return RooflineCosts(PRESETS[preset], *parse_model(model))
 
+
+def published_constants(sweep: str) -> Roofline | None:
+    """What the paper's authors fitted to a sweep of the package; None for any other."""
+    source = resources.files(__package__) / "assets" / f"roofline_{sweep}.json"
+    return Roofline.from_json(json.loads(source.read_text(encoding="utf-8"))) if source.is_file() else None

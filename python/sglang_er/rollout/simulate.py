@@ -2,7 +2,7 @@
 
 The loop does what the engine does between two forwards: admit requests, tell the policy what it may know, take its
 draft length, commit tokens, report the outcome a step or two late. Time passes by the true cost of a step
-(`costs.py`); the policy hears a noisy one, as a clock would show it. What is not modelled is listed in docs/simulator.md.
+(`costs.py`); the policy hears a noisy one, as a clock would show it. docs/simulator.md lists what is not modelled.
 """
 
 from __future__ import annotations
@@ -135,8 +135,9 @@ class _Loop:
 
     def _admit(self) -> bool:
         """Take in who has come; whether that took the engine's time."""
-        new = []
-        while self._waiting and self._waiting[0][0] <= self._now and len(self._ids) + len(new) < self._engine.max_running:
+        new: list[int] = []
+        room = self._engine.max_running - len(self._ids)
+        while len(new) < room and self._waiting and self._waiting[0][0] <= self._now:
             new.append(heapq.heappop(self._waiting)[1])
         if not new:
             return False

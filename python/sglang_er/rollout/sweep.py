@@ -15,9 +15,9 @@ one (least squares) that rises in B, then by the nearest that rises in S, then i
 earlier one made: the nearest rising row to a row that is nowhere smaller is nowhere smaller. Where the measured medians
 rise already, they are unchanged.
 
-Between grid points T is linear in B, in S and in gamma. For a fixed B that is also linear in the rows B * (gamma + 1) of
-the forward, which is what its arithmetic depends on. Verify is anchored at gamma 0 by T_ar, or by the shortest measured
-verify where that is cheaper; gamma 1 and 2 of a sweep that begins at 3 lie between.
+Between grid points T is linear in B, in S and in gamma. For a fixed B that is also linear in the rows B * (gamma + 1)
+of the forward, which is what its arithmetic depends on. Verify is anchored at gamma 0 by T_ar, or by the shortest
+measured verify where that is cheaper; gamma 1 and 2 of a sweep that begins at 3 lie between.
 
 Beyond the grid:
   B up to twice the largest: the line from the grid point at half the largest B (or below) to the largest. A longer base
@@ -194,4 +194,3 @@ def load(name: str) -> Sweep:
     except UnicodeDecodeError:
         raise ValueError(f"--sweep {name}: not a CSV file") from None
     return read(name, text.splitlines())
-
