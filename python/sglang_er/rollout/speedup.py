@@ -74,7 +74,7 @@ def draw(
     from matplotlib import pyplot
 
     cells = [[best(table, batch, context, alpha) for batch in batches] for context in contexts]
-    size = 1.2 + 0.66 * len(batches), 1.4 + 0.52 * len(contexts)
+    size = 2.5 + 0.55 * len(batches), 1.6 + 0.5 * len(contexts)
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     values = [[cell.speed_up for cell in row] for row in cells]
     top = max(1.01, *(max(row) for row in values))
