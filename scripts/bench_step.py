@@ -33,12 +33,12 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode  # noqa: E4
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 
 from sglang_er.config import RolloutConfig  # noqa: E402
+from sglang_er.engine.controller import Controller  # noqa: E402
 from sglang_er.engine.drafter import WrappedDrafter  # noqa: E402
 from sglang_er.engine.sampler import StepSampler  # noqa: E402
 from sglang_er.engine.spec_inputs import DraftState  # noqa: E402
 from sglang_er.engine.stats import StepStats  # noqa: E402
 from sglang_er.engine.worker import EfficientRolloutWorker  # noqa: E402
-from sglang_er.policy import make_policy  # noqa: E402
 from sglang_er.rollout import machine  # noqa: E402
 from sglang_er.twin.twin import Twin  # noqa: E402
 
@@ -97,6 +97,7 @@ class PreparedForwards:
         self.req_to_token_pool = SimpleNamespace(req_to_token=table)
         self.shared_read_done_event = None
         self.model_runner = self
+        self.device = "cpu"
         self.next_tokens = target.argmax(dim=-1)
 
     def forward(self, batch: Any) -> Any:
@@ -121,8 +122,8 @@ def make_worker(batch_size: int, gamma: int, vocabulary: int) -> EfficientRollou
     worker.device = "cpu"
     worker.speculative_num_draft_tokens = worker.config.gamma_max + 1
     worker.twin = Twin()
-    worker.drafter = WrappedDrafter(forwards, worker.twin)
-    worker.policy = make_policy(worker.config)
+    worker.drafter = WrappedDrafter(forwards, worker.twin, worker.config)
+    worker.controller = Controller(worker.config, measured_on={})
     worker.stats = StepStats()
     worker.sampler_cls = TimedSampler
     worker.context_len = CONTEXT
@@ -133,7 +134,10 @@ def make_batch(batch_size: int, temperature: float) -> Any:
     """What the worker reads of a decode batch; made anew for every step, as the scheduler restores it."""
     lengths = torch.full((batch_size,), COMMITTED, dtype=torch.int64)
     request = SimpleNamespace(
-        sampling_params=SimpleNamespace(max_new_tokens=1024), output_ids=[0] * 100, origin_input_ids=[0] * 412
+        rid="request",
+        sampling_params=SimpleNamespace(max_new_tokens=1024),
+        output_ids=[0] * 100,
+        origin_input_ids=[0] * 412,
     )
     info = SimpleNamespace(
         temperatures=torch.full((batch_size, 1), temperature or 1.0),

@@ -36,7 +36,7 @@ DEFAULT_THRESHOLDS = ((1, 5), (2, 4), (4, 2), (8, 1))
 
 # What can change while a server lives: nothing was built from it.
 SWITCHABLE = frozenset(
-    {"policy", "gamma", "thresholds", "gamma_schedule", "requantize", "executor", "draft_activations"}
+    {"policy", "objective", "gamma", "thresholds", "gamma_schedule", "requantize", "executor", "draft_activations"}
     | {"kv_shadow", "kv_shadow_from"}
 )
 
@@ -74,9 +74,13 @@ class RolloutConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    policy: Literal["fixed", "threshold", "cycle"] = Field(
+    policy: Literal["goodput", "threshold", "fixed", "cycle"] = Field(
         "threshold",
-        description="how the draft length is chosen: always gamma; by batch size; or gamma_schedule step by step",
+        description="how the draft length is chosen: from measured cost and acceptance; by batch size; always gamma; "
+        "or gamma_schedule step by step",
+    )
+    objective: Literal["tokens", "makespan"] = Field(
+        "tokens", description="what policy goodput maximizes: tokens per second, or those of the slowest requests"
     )
     gamma_max: int = Field(
         7, ge=1, le=MAX_GAMMA, description="most tokens drafted per request and step; KV slots are reserved for it"
@@ -93,6 +97,16 @@ class RolloutConfig(BaseModel):
     )
     gamma_schedule: tuple[int, ...] | None = Field(
         None, validate_default=True, description="draft lengths of policy cycle, one per step, over and over"
+    )
+    seed_seconds: float = Field(
+        3.0,
+        ge=0.0,
+        le=60.0,
+        description="time for forwards at start-up that tell policy goodput what steps cost; 0 for none",
+    )
+    cost_file: str | None = Field(
+        None,
+        description="file of `sglang-er calibrate` with the costs of this machine and model, in place of the timing",
     )
     group_size: int = Field(
         128, ge=32, le=1024, multiple_of=32, description="inputs of a linear layer that share one 4-bit scale"

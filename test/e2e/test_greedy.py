@@ -66,6 +66,25 @@ def test_single_request_equals_plain(
     steps.assert_speculated(fixed_gamma(gamma))
 
 
+def test_the_measuring_policy_equals_plain(spec: Server, greedy_reference: Reference) -> None:
+    """Draft lengths chosen from measured cost and acceptance, 16 requests at a time and alone."""
+    prompts, expected = greedy_reference
+    spec.set_policy(policy="goodput")
+    before = spec.state()["controller"]
+    with steps_of(spec) as steps:
+        replies = spec.generate_all(prompts, greedy(128), concurrency=16)
+        replies += spec.generate_all(prompts[:4], greedy(128), concurrency=1)
+    assert_same(ids(replies), expected + expected[:4], "policy goodput")
+    after = spec.state()["controller"]
+    assert before["cost"]["plain_step_seconds"] > 0, "costs were not seeded at start-up"
+    assert any(gamma > 0 for gamma, count in steps.by_gamma.items() if count), steps
+    drafting = sum(count for gamma, count in steps.by_gamma.items() if gamma > 0)
+    learnt = after["cost"]["observed"]["verify"] - before["cost"]["observed"]["verify"]
+    assert 0.9 * drafting <= learnt <= drafting, "steps were not learnt from"
+    assert after["cost"]["ignored"] - before["cost"]["ignored"] < 0.1 * sum(steps.by_gamma.values())
+    assert sum(after["acceptance"]["drafted_at"]) > sum(before["acceptance"]["drafted_at"])
+
+
 def test_radix_hits_equal_plain(spec: Server, greedy_reference: Reference) -> None:
     """Cached KV is committed KV: prompts again, then prompts that go on from the middle of an output, whose KV
     the verify pass wrote (draft KV left in the cache would change the continuation)."""

@@ -28,6 +28,9 @@ COMMANDS = {
     "demo": "show rollouts with and without speculation in a real server",
     "serve": "start an SGLang server that decodes by exact self-speculation",
     "bench": "measure rollouts or kernels; table, JSON, picture",
+    "calibrate": "measure what steps cost on a running server, and keep it in a file",
+    "simulate": "replay rollouts over known step costs, for several policies",
+    "plot": "draw where speculation gains, or a simulated rollout over time",
     "doctor": "show what this machine and installation are, and what is wrong with them",
     "make-model": "write a Hugging Face checkpoint of a chosen shape, without downloads",
 }

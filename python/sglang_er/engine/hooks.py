@@ -86,7 +86,7 @@ def _run_command(scheduler: Any, command: dict[str, Any]) -> dict[str, Any]:
         worker.set_policy(command)
     except ConfigError as error:
         return {"ok": False, "status": 400, "error": str(error)}
-    logger.info("sglang-er: policy switched to %s", worker.policy.describe())
+    logger.info("sglang-er: policy switched to %s", worker.controller.policy.describe())
     return {"ok": True, "status": 200, "error": None}
 
 

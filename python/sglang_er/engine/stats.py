@@ -6,24 +6,30 @@ own acceptance metrics assume a fixed one. A queue of launched steps makes the c
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict, deque
 from typing import NamedTuple
 
 from sglang_er.policy import StepOutcome, StepState
 
 
-class _Launched(NamedTuple):
+class LaunchedStep(NamedTuple):
+    """`speculating`: indices of the rows that were drafted for, None = all. Seconds: of the host in the step; since the
+    end of the forward before; of the draft pass. The last two are nan where they are not known."""
+
     state: StepState
     gamma: int
     speculating: list[int] | None
+    host_seconds: float
     seconds: float
+    draft_seconds: float
 
 
 class StepStats:
     """All counters are totals since start-up; clients take differences."""
 
     def __init__(self) -> None:
-        self._pending: deque[_Launched] = deque()
+        self._pending: deque[LaunchedStep] = deque()
         self._forward_ended: float | None = None
         # By (batch size, gamma). Seconds from the end of the forward before: the scheduler's own work is a step's cost.
         self.cost_steps: Counter[tuple[int, int]] = Counter()
@@ -40,18 +46,23 @@ class StepStats:
         self.drafted_at: Counter[int] = Counter()
         self.accepted_at: Counter[int] = Counter()
 
-    def launch_step(self, state: StepState, gamma: int, speculating: list[int] | None, seconds: float) -> None:
-        """`speculating`: indices of the rows that were drafted for, None = all; `seconds`: host time of the step."""
-        self.steps_by_gamma[gamma] += 1
-        self.seconds_by_gamma[gamma] += seconds
-        self._pending.append(_Launched(state, gamma, speculating, seconds))
+    def launch_step(self, step: LaunchedStep) -> None:
+        self.steps_by_gamma[step.gamma] += 1
+        self.seconds_by_gamma[step.gamma] += step.host_seconds
+        self._pending.append(step)
 
-    def forward_ended(self, now: float, step: tuple[int, int] | None = None) -> None:
-        """`step`: batch size and gamma of a decode step; None for a prefill, before which the engine may have idled."""
+    def forward_ended(self, now: float, step: tuple[int, int] | None = None) -> float:
+        """Seconds since the end of the forward before, nan if they say nothing about this one.
+
+        `step`: batch size and gamma of a decode step; None for a prefill, before which the engine may have idled.
+        """
+        seconds = math.nan
         if step is not None and self._forward_ended is not None:
+            seconds = now - self._forward_ended
             self.cost_steps[step] += 1
-            self.cost_seconds[step] += now - self._forward_ended
+            self.cost_seconds[step] += seconds
         self._forward_ended = now
+        return seconds
 
     def finish_step(self, correct_drafts: list[int]) -> StepOutcome | None:
         """Take the counts of the oldest launched step; None if it is unknown (reset in between)."""
@@ -60,12 +71,13 @@ class StepStats:
         launched = self._pending.popleft()
         self.request_steps += len(correct_drafts)
         self.committed_tokens += sum(correct_drafts) + len(correct_drafts)
-        outcome = StepOutcome(launched.state, launched.gamma, [n + 1 for n in correct_drafts], launched.seconds)
-        if launched.gamma == 0:
-            return outcome
         counts = correct_drafts
         if launched.speculating is not None:
             counts = [correct_drafts[i] for i in launched.speculating]
+        lens = [count + 1 for count in counts]
+        outcome = StepOutcome(launched.state, launched.gamma, lens, launched.seconds, launched.draft_seconds)
+        if launched.gamma == 0:
+            return outcome
         self.speculating_request_steps += len(counts)
         self.drafted_tokens += launched.gamma * len(counts)
         self.accepted_drafts += sum(counts)

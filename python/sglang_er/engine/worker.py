@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,16 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_er.config import from_env
-from sglang_er.engine import forward, rows, standard_rows
+from sglang_er.engine import forward, rows, seeding, standard_rows
+from sglang_er.engine.controller import Controller
 from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
+from sglang_er.engine.identity import measured_on
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.engine.spec_inputs import DraftState
-from sglang_er.engine.stats import StepStats
+from sglang_er.engine.stats import LaunchedStep, StepStats
 from sglang_er.engine.weight_watch import WatchedWeightUpdater
-from sglang_er.policy import StepState, make_policy
+from sglang_er.policy import TRACKED_ROWS, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,10 +53,8 @@ class EfficientRolloutWorker(BaseSpecWorker):
         # Before the KV pool is sized, so that its profiling sees the packed weights.
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
         self.drafter = make_drafter(self.model_runner, self.twin, self.config)
-        self.model_runner.weight_updater = WatchedWeightUpdater(
-            self.model_runner.weight_updater, self.twin.policy_changed
-        )
-        self.policy = make_policy(self.config)
+        self.model_runner.weight_updater = WatchedWeightUpdater(self.model_runner.weight_updater, self._weights_changed)
+        self.controller = Controller(self.config, measured_on(self.model_runner))
         self.stats = StepStats()
         self.sampler_cls: type[StepSampler] = StepSampler
         self.context_len = int(self.model_runner.model_config.context_len)
@@ -82,14 +83,29 @@ class EfficientRolloutWorker(BaseSpecWorker):
         """Called once per processed decode step, in launch order, with accepted drafts per request."""
         outcome = self.stats.finish_step(num_correct_drafts_per_req)
         if outcome is not None:
-            self.policy.observe(outcome)
+            self.controller.observe(outcome)
 
     def clear_cache_pool(self) -> None:
         self.stats.forget_pending()
 
     def memory_resumed(self) -> None:
         """Weights were released and are back; without a backup the packed buffers hold garbage."""
+        self._weights_changed()
+
+    def _weights_changed(self) -> None:
         self.twin.policy_changed()
+        self.controller.weights_changed()
+
+    def init_cuda_graphs(self) -> None:
+        """The last thing that is built: from here on forwards cost what they will cost."""
+        super().init_cuda_graphs()
+        if self.config.seed_seconds > 0 and not self.config.cost_file:
+            began = time.perf_counter()
+            with torch.inference_mode():
+                timings = seeding.time_forwards(
+                    self.model_runner, self.drafter, self.config.gamma_max, self.config.seed_seconds
+                )
+            self.controller.seed(timings, time.perf_counter() - began)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -106,16 +122,19 @@ class EfficientRolloutWorker(BaseSpecWorker):
         started = time.perf_counter()
         speculating = rows.speculating_rows(batch)
         state = self._step_state(batch, speculating)
-        gamma = 0
+        gamma, draft_seconds = 0, math.nan
         if state.speculative_rows and state.gamma_limit > 0:
             self._refresh_twin()
-            gamma = max(0, min(state.gamma_limit, self.policy.choose(state)))
-        result = self._speculative_step(batch, gamma, speculating) if gamma else self._plain_step(batch)
+            gamma = self.controller.choose(state)
+        if gamma:
+            result, draft_seconds = self._speculative_step(batch, gamma, speculating)
+        else:
+            result = self._plain_step(batch)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
         ended = time.perf_counter()
-        self.stats.launch_step(state, gamma, speculating, ended - started)
-        self.stats.forward_ended(ended, (state.batch_size, gamma))
+        since_last = self.stats.forward_ended(ended, (state.batch_size, gamma))
+        self.stats.launch_step(LaunchedStep(state, gamma, speculating, ended - started, since_last, draft_seconds))
         return result
 
     def _prefill(
@@ -140,7 +159,11 @@ class EfficientRolloutWorker(BaseSpecWorker):
             rows.tokens_left(reqs) - 1,
         )
         return StepState(
-            batch_size=len(batch.reqs), context_tokens=total, gamma_limit=max(0, limit), speculative_rows=len(reqs)
+            batch_size=len(batch.reqs),
+            context_tokens=total,
+            gamma_limit=max(0, limit),
+            speculative_rows=len(reqs),
+            requests=tuple(req.rid for req in reqs) if len(reqs) <= TRACKED_ROWS else (),
         )
 
     def _refresh_twin(self) -> None:
@@ -187,7 +210,8 @@ class EfficientRolloutWorker(BaseSpecWorker):
 
     def _speculative_step(
         self, batch: ScheduleBatch, gamma: int, rows_to_draft: list[int] | None
-    ) -> GenerationBatchResult:
+    ) -> tuple[GenerationBatchResult, float]:
+        """The result, and the draft pass's seconds: nan on a device that works behind the host's back."""
         speculating = None
         if rows_to_draft is not None:
             speculating = torch.tensor(rows_to_draft, dtype=torch.int64).to(batch.seq_lens.device, non_blocking=True)
@@ -196,7 +220,9 @@ class EfficientRolloutWorker(BaseSpecWorker):
         chain = forward.make_chain(self.model_runner, batch.req_pool_indices, committed, gamma)
         sampler = self.sampler_cls(batch.sampling_info, speculating)
 
+        began = time.perf_counter()
         drafted = self._draft_pass(chain, bonus, gamma, sampler, speculating)
+        draft_seconds = time.perf_counter() - began if self.device == "cpu" else math.nan
         drafts = torch.stack(drafted.tokens, dim=1)
         if speculating is not None:
             # Rows that do not speculate verify copies of their bonus token; only position 0 is used.
@@ -208,7 +234,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         )
         self.model_runner.shared_read_done_event = None
         result = self._target_worker.forward_batch_generation(None, forward_batch=verify_batch, is_verify=True)
-        return self._commit(batch, result, verify_batch, sampler, drafted, speculating)
+        return self._commit(batch, result, verify_batch, sampler, drafted, speculating), draft_seconds
 
     def _draft_pass(
         self,
@@ -268,7 +294,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
     def set_policy(self, changes: dict[str, Any]) -> None:
         """Switch policy fields (the server is idle). Raises ConfigError on a bad value; nothing changes then."""
         config = self.config.changed(changes)
-        self.policy = make_policy(config)
+        self.controller.configure(config)
         self.config = config
         self.drafter.configure(config)
 
@@ -276,7 +302,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         """What /server_info and /er/state show."""
         return {
             "config": self.config.describe(),
-            "policy": self.policy.describe(),
+            **self.controller.describe(),
             "twin": self.twin.describe(),
             "steps": self.stats.describe(),
             "forwards": self.drafter.forwards(),

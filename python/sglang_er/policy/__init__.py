@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from sglang_er.policy.acceptance import TRACKED_ROWS
 from sglang_er.policy.base import Policy, StepOutcome, StepState
 from sglang_er.policy.cycle import CyclePolicy
 from sglang_er.policy.fixed import FixedPolicy
+from sglang_er.policy.goodput import GoodputPolicy, Objective
 from sglang_er.policy.threshold import ThresholdPolicy
 
-__all__ = ["Policy", "PolicySettings", "StepOutcome", "StepState", "make_policy"]
+__all__ = ["TRACKED_ROWS", "GoodputPolicy", "Policy", "PolicySettings", "StepOutcome", "StepState", "make_policy"]
 
 
 class PolicySettings(Protocol):
@@ -19,6 +21,10 @@ class PolicySettings(Protocol):
     @property
     def policy(self) -> str: ...
     @property
+    def objective(self) -> Objective: ...
+    @property
+    def gamma_max(self) -> int: ...
+    @property
     def gamma(self) -> int: ...
     @property
     def thresholds(self) -> Sequence[tuple[int, int]]: ...
@@ -26,8 +32,12 @@ class PolicySettings(Protocol):
     def gamma_schedule(self) -> Sequence[int] | None: ...
 
 
-def make_policy(settings: PolicySettings) -> Policy:
-    """A fresh policy, nothing learnt; made again when the policy is switched on a live server."""
+def make_policy(settings: PolicySettings, learnt: GoodputPolicy | None = None) -> Policy:
+    """The policy of these settings; goodput is `learnt`, with what it knows, where there is one."""
+    if settings.policy == "goodput":
+        policy = GoodputPolicy(settings.gamma_max) if learnt is None else learnt
+        policy.objective = settings.objective
+        return policy
     if settings.policy == "fixed":
         return FixedPolicy(settings.gamma)
     if settings.policy == "threshold":

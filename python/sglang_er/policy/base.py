@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -13,6 +13,7 @@ class StepState(NamedTuple):
     context_tokens: int  # sum of the committed lengths of all requests
     gamma_limit: int  # most that this step can hold: configured maximum, context end, reserved slots
     speculative_rows: int  # requests that may draft; the others take one token from the verify pass
+    requests: Sequence[Hashable] = ()  # who may draft, in the order of the batch; empty where nobody tracks them
 
 
 class StepOutcome(NamedTuple):
@@ -20,8 +21,9 @@ class StepOutcome(NamedTuple):
 
     state: StepState
     gamma: int
-    accept_lens: Sequence[int]  # tokens committed per request, bonus included; 1..gamma+1
-    seconds: float
+    accept_lens: Sequence[int]  # tokens committed per request that drafted, bonus included; 1..gamma+1
+    seconds: float  # since the end of the forward before; nan where something else ran or waited in between
+    draft_seconds: float = float("nan")  # of these, the draft pass; nan where it cannot be told apart
 
 
 class Policy(Protocol):
@@ -33,6 +35,10 @@ class Policy(Protocol):
 
     def observe(self, outcome: StepOutcome) -> None:
         """Learn from a finished step; steps arrive in order, possibly a step or two late."""
+        ...
+
+    def weights_changed(self) -> None:
+        """The policy's weights were updated: acceptance may be another one; costs are not."""
         ...
 
     def describe(self) -> Mapping[str, object]:

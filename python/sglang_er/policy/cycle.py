@@ -20,5 +20,8 @@ class CyclePolicy:
     def observe(self, outcome: StepOutcome) -> None:
         pass  # the schedule is followed whatever happens
 
+    def weights_changed(self) -> None:
+        pass  # nothing was learnt
+
     def describe(self) -> dict[str, object]:
         return {"policy": "cycle", "gamma_schedule": list(self._schedule), "steps": self._steps}

@@ -15,5 +15,8 @@ class FixedPolicy:
     def observe(self, outcome: StepOutcome) -> None:
         pass  # nothing that happens changes a fixed draft length
 
+    def weights_changed(self) -> None:
+        pass  # nothing was learnt
+
     def describe(self) -> dict[str, object]:
         return {"policy": "fixed", "gamma": self._gamma}

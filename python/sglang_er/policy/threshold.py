@@ -22,5 +22,8 @@ class ThresholdPolicy:
     def observe(self, outcome: StepOutcome) -> None:
         pass  # thresholds are the user's; the measured choice is another policy
 
+    def weights_changed(self) -> None:
+        pass  # nothing was learnt
+
     def describe(self) -> dict[str, object]:
         return {"policy": "threshold", "thresholds": list(zip(self._batch_sizes, self._gammas))}

@@ -152,4 +152,6 @@ def policy_text(policy: Mapping[str, Any]) -> str:
     if policy.get("policy") == "threshold":
         parts = [f"{gamma} up to {size}" for size, gamma in policy["thresholds"]]
         return f"gamma by batch size: {', '.join(parts)}, 0 above"
+    if policy.get("policy") == "goodput":
+        return f"gamma by measured cost and acceptance, objective {policy['objective']}"
     return ", ".join(f"{name} {value}" for name, value in policy.items())

@@ -30,7 +30,7 @@ def lines_of(**layers: object) -> list[str]:
         ),
         ({"gamma_max": 0}, "--er-gamma-max: gamma_max is 0; choose a number from 1 to 16"),
         ({"gamma_max": 17}, "--er-gamma-max: gamma_max is 17; choose a number from 1 to 16"),
-        ({"policy": "fix"}, "--er-policy: policy is 'fix'; choose one of fixed, threshold, cycle"),
+        ({"policy": "fix"}, "--er-policy: policy is 'fix'; choose one of goodput, threshold, fixed, cycle"),
         ({"group_size": 100}, "--er-group-size: group_size is 100; choose a multiple of 32"),
         ({"group_size": 0}, "--er-group-size: group_size is 0; choose a number from 32 to 1024"),
         ({"requantize": "perhaps"}, "--er-requantize: requantize is 'perhaps'; give true or false"),
@@ -72,7 +72,7 @@ def test_all_mistakes_of_all_layers_are_reported_at_once(tmp_path: Path):
     assert found == [
         f"{file}, gruop_size: unknown option; did you mean group_size?",
         "SGLANG_ER_GAMMAMAX: unknown option; did you mean gamma_max?",
-        "--er-policy: policy is 'fix'; choose one of fixed, threshold, cycle",
+        "--er-policy: policy is 'fix'; choose one of goodput, threshold, fixed, cycle",
         "--er-gamma: gamma is 99; choose a number from 0 to 16",
     ]
 

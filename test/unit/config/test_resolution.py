@@ -70,13 +70,16 @@ def test_defaults_follow_a_lower_gamma_max():
 
 
 OPTIONS = {
-    "policy": st.sampled_from(["fixed", "threshold"]),
+    "policy": st.sampled_from(["goodput", "fixed", "threshold"]),
+    "objective": st.sampled_from(["tokens", "makespan"]),
     "gamma_max": st.integers(8, 16),
     "gamma": st.integers(0, 7),
     "thresholds": st.dictionaries(st.integers(1, 512), st.integers(0, 7), min_size=1).map(
         lambda pairs: tuple(sorted(pairs.items()))
     ),
     "gamma_schedule": st.lists(st.integers(0, 7), min_size=1).map(tuple),
+    "seed_seconds": st.floats(0.0, 60.0),
+    "cost_file": st.text("abc/._", min_size=1),
     "group_size": st.integers(1, 32).map(lambda n: 32 * n),
     "quantize_lm_head": st.booleans(),
     "requantize": st.booleans(),

@@ -129,16 +129,17 @@ def test_a_stored_kappa_is_used_and_stated(tmp_path: Path, monkeypatch: pytest.M
     assert "when this checkpoint was made" in searched.alpha_source
 
 
-def test_the_kappa_table_holds_public_sizes_at_the_default_alpha():
+def test_the_kappa_table_holds_public_sizes_at_the_alpha_that_it_names():
     table = json.loads((Path(make.__file__).parent / "assets" / "kappa.json").read_text())
-    assert {("qwen3", "0.5b"), ("qwen2", "0.5b"), ("llama", "0.5b")} <= {(row["arch"], row["shape"]) for row in table}
+    stored = {(row["arch"], row["shape"]) for row in table if row["target_alpha"] == make.DEFAULT_ALPHA}
+    assert {("qwen3", "0.5b"), ("qwen3", "1.5b"), ("qwen2", "0.5b"), ("llama", "0.5b")} <= stored
     for row in table:
         assert sizes.public_size(row["arch"], row["shape"])
-        assert make.known_kappa(row["arch"], row["shape"], make.DEFAULT_ALPHA, 0) == {
+        assert make.known_kappa(row["arch"], row["shape"], row["target_alpha"], 0) == {
             "kappa": row["kappa"],
             "alpha": row["alpha"],
         }
-        assert row["alpha"] == pytest.approx(make.DEFAULT_ALPHA, abs=alpha.TOLERANCE + 1e-3)
+        assert row["alpha"] == pytest.approx(row["target_alpha"], abs=alpha.TOLERANCE + 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_er.config import RolloutConfig, resolve
-from sglang_er.policy import Policy, StepOutcome, StepState, make_policy
+from sglang_er.policy import GoodputPolicy, Policy, StepOutcome, StepState, make_policy
 
 
 def state(batch_size: int = 1, gamma_limit: int = 16, speculative_rows: int | None = None) -> StepState:
@@ -38,7 +38,7 @@ def test_threshold_may_draft_nothing_in_the_middle():
 
 
 def test_default_thresholds_never_rise_with_the_batch():
-    policy = make_policy(RolloutConfig())
+    policy = make_policy(RolloutConfig(policy="threshold"))
     gammas = [policy.choose(state(batch_size)) for batch_size in range(1, 65)]
     assert gammas[0] > 0
     assert gammas[-1] == 0
@@ -79,9 +79,18 @@ def test_every_policy_describes_itself_and_takes_outcomes(name: str):
     assert policy.choose(state()) == before
 
 
+def test_goodput_keeps_what_it_learnt_when_it_is_chosen_again():
+    learnt = GoodputPolicy(7)
+    learnt.observe(StepOutcome(state(), gamma=0, accept_lens=[1], seconds=0.01))
+    chosen = make_policy(resolve(flags={"policy": "goodput", "objective": "makespan"}), learnt)
+    assert chosen is learnt and chosen.objective == "makespan" and chosen.choose(state()) > 0
+    assert policy_of(policy="goodput").choose(state()) == 0  # a fresh one knows no costs
+    assert make_policy(resolve(flags={"policy": "fixed"}), learnt).describe()["policy"] == "fixed"
+
+
 def test_a_policy_that_does_not_exist_is_refused():
     class Settings:
-        policy, gamma, thresholds, gamma_schedule = "guess", 3, (), None
+        policy, gamma, thresholds, gamma_schedule, objective, gamma_max = "guess", 3, (), None, "tokens", 7
 
     with pytest.raises(ValueError, match="no policy 'guess'"):
         make_policy(Settings())

@@ -1,0 +1,56 @@
+"""Who decides the draft length in this engine, and what is learnt from its steps whoever decides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sglang_er.config import RolloutConfig
+from sglang_er.policy import GoodputPolicy, StepOutcome, StepState, cost_file, cost_model, make_policy
+from sglang_er.policy.cost_model import Step
+
+logger = logging.getLogger(__name__)
+
+
+class Controller:
+    """The policy of the configuration, and beside it the one that learns from every step: it accounts for what
+    speculation saves, and is ready when it is chosen."""
+
+    def __init__(self, config: RolloutConfig, measured_on: Mapping[str, str]) -> None:
+        """`measured_on`: what costs belong to. Raises StaleCosts or OSError for a file of costs that is no use."""
+        self.measured_on = dict(measured_on)
+        cost = cost_file.load(Path(config.cost_file), measured_on) if config.cost_file else None
+        self.learnt = GoodputPolicy(config.gamma_max, cost=cost)
+        self.policy = make_policy(config, self.learnt)
+
+    def configure(self, config: RolloutConfig) -> None:
+        """Another policy; what was learnt stays."""
+        self.policy = make_policy(config, self.learnt)
+
+    def seed(self, timings: Sequence[tuple[str, Step, int, float]], spent: float) -> None:
+        """Forwards that were timed at start-up."""
+        cost_model.seed(self.learnt.cost, timings)
+        if self.learnt.cost.ready:
+            plain = 1e3 * self.learnt.cost.plain(Step(1, 64))
+            logger.info("sglang-er: %d forwards timed in %.1f s; a plain step: %.1f ms", len(timings), spent, plain)
+
+    def choose(self, state: StepState) -> int:
+        """Draft length of this step, in 0..state.gamma_limit."""
+        return max(0, min(state.gamma_limit, self.policy.choose(state)))
+
+    def observe(self, outcome: StepOutcome) -> None:
+        self.learnt.observe(outcome)
+        if self.policy is not self.learnt:
+            self.policy.observe(outcome)
+
+    def weights_changed(self) -> None:
+        self.learnt.weights_changed()
+        if self.policy is not self.learnt:
+            self.policy.weights_changed()
+
+    def describe(self) -> dict[str, Any]:
+        """For /server_info and /er/state."""
+        costs = {"measured_on": self.measured_on, "model": self.learnt.cost.to_json()}
+        return {"policy": self.policy.describe(), "controller": {**self.learnt.describe(), "costs": costs}}

@@ -1,0 +1,90 @@
+"""What a forward pass's cost is a linear function of, and what is believed of it before the first step.
+
+`cost_model` has the formula. Weights of the target's model: f at KNOTS, a, b; then e at EXTRA_KNOTS, c, d, which only
+verify passes have. The draft's model has f, a and b.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+from sglang_er.policy.linear_model import LinearModel, Matrix
+
+# Rows; denser where graph buckets and kernels' tiles make steps. Beyond the last, the last slope continues.
+KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 2048, 4096)
+_CONTEXT, _MEAN_CONTEXT = len(KNOTS), len(KNOTS) + 1
+# Of the target's model, what only verify passes have.
+EXTRA_KNOTS = (1, 8, 64, 512)
+_EXTRA = len(KNOTS) + 2
+_EXTRA_CONTEXT, _EXTRA_MEAN_CONTEXT = _EXTRA + len(EXTRA_KNOTS), _EXTRA + len(EXTRA_KNOTS) + 1
+_CONTEXT_UNIT, _MEAN_CONTEXT_UNIT = 65536.0, 4096.0
+
+
+class Step(NamedTuple):
+    """What a step's cost depends on: requests, and their committed tokens in all."""
+
+    rows: int
+    context: int
+
+
+class _Shape(NamedTuple):
+    """A prior in units of a plain step: level, its deviation, and the rows that add one more level."""
+
+    level: float
+    deviation: float
+    knee: float
+
+
+_TARGET, _DRAFT, _VERIFY_EXTRA = _Shape(1.0, 0.3, 128.0), _Shape(0.35, 0.3, 64.0), _Shape(0.05, 0.1, 64.0)
+
+
+def _between(knots: tuple[int, ...], first: int, rows: int) -> list[tuple[int, float]]:
+    """The two knots around `rows` with their shares; beyond the ends the outer straight line goes on."""
+    above = min(max(bisect_right(knots, rows), 1), len(knots) - 1)
+    low, high = knots[above - 1], knots[above]
+    share = (rows - low) / (high - low)
+    return [(first + above - 1, 1.0 - share), (first + above, share)]
+
+
+def features_of(rows: int, step: Step) -> list[tuple[int, float]]:
+    features = _between(KNOTS, 0, rows)
+    features.append((_CONTEXT, step.context / _CONTEXT_UNIT))
+    features.append((_MEAN_CONTEXT, step.context / max(step.rows, 1) / _MEAN_CONTEXT_UNIT))
+    return features
+
+
+def verify_features(step: Step, gamma: int) -> list[tuple[int, float]]:
+    rows = step.rows * (gamma + 1)
+    features = features_of(rows, step)
+    extra = _between(EXTRA_KNOTS, _EXTRA, rows)
+    return [*features, *extra, (_EXTRA_CONTEXT, features[2][1]), (_EXTRA_MEAN_CONTEXT, features[3][1])]
+
+
+def _walk(shape: _Shape, knots: tuple[int, ...]) -> tuple[list[float], Matrix]:
+    """f(n) = level (1 + (n - 1) / knee), each knot the one before it plus an uncertain step; then the contexts."""
+    size = len(knots) + 2
+    mean, covariance = [0.0] * size, [[0.0] * size for _ in range(size)]
+    walked = shape.deviation**2
+    for index, rows in enumerate(knots):
+        mean[index] = shape.level * (1.0 + (rows - 1) / shape.knee)
+        if index:
+            step = shape.level * (rows - knots[index - 1]) / shape.knee
+            walked += (0.03 * shape.level + 1.5 * step) ** 2
+        for other in range(index, len(knots)):
+            covariance[index][other] = covariance[other][index] = walked
+    mean[-2:] = 0.1 * shape.level, 0.02 * shape.level
+    covariance[-2][-2], covariance[-1][-1] = (0.3 * shape.level) ** 2, (0.15 * shape.level) ** 2
+    return mean, covariance
+
+
+def draft_prior() -> LinearModel:
+    return LinearModel(*_walk(_DRAFT, KNOTS))
+
+
+def target_prior() -> LinearModel:
+    mean, covariance = _walk(_TARGET, KNOTS)
+    extra_mean, extra = _walk(_VERIFY_EXTRA, EXTRA_KNOTS)
+    extra[-2][-2], extra[-1][-1] = 0.1**2, 0.1**2
+    rows = [[*row, *[0.0] * len(extra)] for row in covariance]
+    return LinearModel([*mean, *extra_mean], rows + [[*[0.0] * len(covariance), *row] for row in extra])

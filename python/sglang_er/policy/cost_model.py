@@ -1,0 +1,260 @@
+"""Seconds of a step: plain decode, a draft pass, a verify pass; learnt from the steps themselves.
+
+A forward pass over n rows (tokens of all requests together) with a context of C tokens in all and S on average costs
+
+    T(n, C, S) = f(n) + a C + b S
+
+f is the roofline with its steps: flat while the weights' bytes bound it, then rising with the arithmetic. It is
+piecewise linear between KNOTS, and each of its values is a weight of a linear model, as are a (KV bytes: every request
+reads its own context) and b (what grows with the longest context only). There are two such models: the draft pass of
+one token (n = B), and the target's pass, which plain decode (n = B) and verification (n = B (gamma + 1)) share; a
+verify pass costs e(n) + c C + d S more, with few knots for e.
+
+    T_step(0) = T_plain(B),   T_step(gamma) = gamma T_draft(B) + T_verify(B (gamma + 1))
+
+The prior knows the shape and next to nothing about the level: f is a random walk over the knots, so that a measurement
+at 8 rows moves the values at 4 and 16 too. Unit of the models is `scale`, what the first plain step says about a step
+of one row. As long as nothing was drafted, draft passes are as much dearer than the prior as plain steps turned out.
+
+Steps that were disturbed are clipped at OUTLIER standard deviations; several in a row on the same side mean that the
+machine has changed, and reopen the model. Times that are no times (nan, 0, negative) are counted and ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from sglang_er.policy.cost_features import (
+    EXTRA_KNOTS,
+    KNOTS,
+    Step,
+    draft_prior,
+    features_of,
+    target_prior,
+    verify_features,
+)
+from sglang_er.policy.linear_model import Features
+
+NOISE = 0.03  # relative standard deviation of a step's seconds, before anything is known about it
+_LEAST_NOISE = 0.01
+OUTLIER = 3.0
+_OUTLIERS_IN_A_ROW = 6
+_RELAX_EVERY = 32
+_RELAX = 0.01
+_REOPEN = 0.3
+
+
+class Estimate(NamedTuple):
+    """Seconds and their standard deviation."""
+
+    seconds: float
+    deviation: float
+
+
+KINDS = ("plain", "draft", "verify")
+
+
+class CostModel:
+    """Learns from `observe_*`, answers with `plain`, `draft`, `verify`. Nothing is known before the first plain step:
+    `ready` says so."""
+
+    def __init__(self) -> None:
+        self.scale = math.nan
+        self.ignored = 0
+        self.observed: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self._target, self._draft = target_prior(), draft_prior()
+        self._models = {"plain": self._target, "draft": self._draft, "verify": self._target}
+        self._noise = dict.fromkeys(KINDS, NOISE)
+        self._outliers = dict.fromkeys(KINDS, 0)
+
+    @property
+    def ready(self) -> bool:
+        return not math.isnan(self.scale)
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def observe_plain(self, step: Step, seconds: float) -> None:
+        if self._usable(seconds):
+            if not self.ready:
+                self.scale = seconds / self._target.predict(features_of(step.rows, step))
+            self._learn("plain", features_of(step.rows, step), seconds / self.scale)
+
+    def observe_draft(self, step: Step, seconds: float) -> None:
+        """One token's draft pass."""
+        if self._usable(seconds) and self.ready:
+            self._anchor_draft(step)
+            self._learn("draft", features_of(step.rows, step), seconds / self.scale)
+
+    def observe_verify(self, step: Step, gamma: int, seconds: float) -> None:
+        if self._usable(seconds) and self.ready:
+            self._learn("verify", verify_features(step, gamma), seconds / self.scale)
+
+    def observe_speculative(self, draft: Step, verify: Step, gamma: int, seconds: float, draft_seconds: float) -> None:
+        """A whole step. Where the draft pass's part is not known (nan), the surprise goes to whom it is likelier to
+        belong to: the two models are one linear model whose observation is the sum."""
+        if not self._usable(seconds) or not self.ready:
+            return
+        if not math.isnan(draft_seconds):
+            if not 0.0 < draft_seconds < seconds:
+                self.ignored += 1
+                return
+            self.observe_draft(draft, draft_seconds / gamma)
+            self.observe_verify(verify, gamma, seconds - draft_seconds)
+            return
+        self._anchor_draft(draft)
+        drafting, verifying = self._draft, self._target
+        of_draft = [(index, value * gamma) for index, value in features_of(draft.rows, draft)]
+        of_verify = verify_features(verify, gamma)
+        predicted = drafting.predict(of_draft) + verifying.predict(of_verify)
+        noise = (self._noise["verify"] * predicted) ** 2
+        spreads = drafting.variance(of_draft), verifying.variance(of_verify)
+        error = self._clipped("verify", seconds / self.scale - predicted, math.sqrt(sum(spreads) + noise))
+        drafting.update(of_draft, error, noise + spreads[1])
+        verifying.update(of_verify, error, noise + spreads[0])
+        self._count("draft")
+        self._count("verify")
+
+    def _usable(self, seconds: float) -> bool:
+        usable = math.isfinite(seconds) and seconds > 0.0
+        self.ignored += not usable
+        return usable
+
+    def _dearer(self, step: Step) -> float:
+        """Plain steps of this size, against what the prior expected of them."""
+        features = features_of(step.rows, step)
+        return max(self._target.predict(features), 0.01) / self._target.expected(features)
+
+    def _anchor_draft(self, step: Step) -> None:
+        """Before the first observation: the prior at the level of what is known."""
+        if self.observed["draft"] == 0:
+            level = self._dearer(step)
+            self._draft.mean = [level * value for value in self._draft.mean]
+
+    def _learn(self, kind: str, features: Features, value: float) -> None:
+        model = self._models[kind]
+        predicted = model.predict(features)
+        noise = (self._noise[kind] * max(predicted, 1e-3)) ** 2
+        error = self._clipped(kind, value - predicted, math.sqrt(model.variance(features) + noise))
+        model.update(features, error, noise)
+        self._count(kind)
+
+    def _clipped(self, kind: str, error: float, deviation: float) -> float:
+        """The error, or as much of it as a disturbance may have."""
+        limit = OUTLIER * deviation
+        seen = min(abs(error) / deviation, OUTLIER)
+        # Noise follows what is seen: E |z| = sqrt(2 / pi) for a normal z.
+        self._noise[kind] = max(_LEAST_NOISE, self._noise[kind] * math.exp(0.02 * (seen - 0.8)))
+        self._noise[kind] = min(self._noise[kind], 0.3)
+        if abs(error) <= limit:
+            self._outliers[kind] = 0
+            return error
+        side = 1 if error > 0 else -1
+        before = self._outliers[kind]
+        self._outliers[kind] = before + side if before * side > 0 else side
+        if abs(self._outliers[kind]) >= _OUTLIERS_IN_A_ROW:
+            self._models[kind].relax(_REOPEN)
+            self._outliers[kind] = 0
+        return math.copysign(limit, error)
+
+    def doubt(self) -> None:
+        """Keep the means, and believe as little in them as in the prior."""
+        self._target.relax(1.0)
+        self._draft.relax(1.0)
+
+    def _count(self, kind: str) -> None:
+        self.observed[kind] += 1
+        if self.observed[kind] % _RELAX_EVERY == 0:
+            self._models[kind].relax(_RELAX)
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def plain(self, step: Step) -> float:
+        return self._seconds("plain", features_of(step.rows, step))
+
+    def draft(self, step: Step) -> float:
+        seconds = self._seconds("draft", features_of(step.rows, step))
+        return seconds if self.observed["draft"] else seconds * self._dearer(step)
+
+    def verify(self, step: Step, gamma: int) -> float:
+        return self._seconds("verify", verify_features(step, gamma))
+
+    def step(self, step: Step, gamma: int, drafting: int | None = None) -> float:
+        """Seconds of a step; `drafting`: rows that draft, all without it."""
+        if gamma == 0:
+            return self.plain(step)
+        rows = step.rows if drafting is None else drafting
+        return gamma * self.draft(step._replace(rows=rows)) + self.verify(step, gamma)
+
+    def curve(self, step: Step, limit: int, drafting: int) -> list[float]:
+        """Seconds of a step for the draft lengths 0..limit."""
+        draft = self.draft(step._replace(rows=drafting)) if limit else 0.0
+        return [self.plain(step), *(g * draft + self.verify(step, g) for g in range(1, limit + 1))]
+
+    def estimate(self, step: Step, gamma: int, drafting: int | None = None) -> Estimate:
+        """As `step`, with the deviation that comes from not knowing the models' weights."""
+        seconds = self.step(step, gamma, drafting)
+        if gamma == 0:
+            variance = self._target.variance(features_of(step.rows, step))
+        else:
+            rows = step.rows if drafting is None else drafting
+            variance = gamma**2 * self._draft.variance(features_of(rows, step))
+            variance += self._target.variance(verify_features(step, gamma))
+        return Estimate(seconds, self.scale * math.sqrt(variance))
+
+    def _seconds(self, kind: str, features: Features) -> float:
+        """Never below a hundredth of a plain step: a line through few points may cross zero."""
+        return self.scale * max(self._models[kind].predict(features), 0.01)
+
+    # -- keeping -------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "knots": [*KNOTS, *EXTRA_KNOTS],
+            "scale": self.scale,
+            "observed": dict(self.observed),
+            "noise": dict(self._noise),
+            "weights": {"target": list(self._target.mean), "draft": list(self._draft.mean)},
+        }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> CostModel:
+        """Means only: the machine of today has to confirm them. Raises ValueError for what is no saved model."""
+        model = CostModel()
+        try:
+            if tuple(content["knots"]) != KNOTS + EXTRA_KNOTS:
+                raise ValueError("its knots are others")
+            model.scale = float(content["scale"])
+            model.observed = {kind: int(content["observed"][kind]) for kind in KINDS}
+            for name, learnt in (("target", model._target), ("draft", model._draft)):
+                weights = [float(value) for value in content["weights"][name]]
+                if len(weights) != len(learnt.mean) or not all(map(math.isfinite, weights)):
+                    raise ValueError(f"weights of {name} are damaged")
+                learnt.mean = weights
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{error} is missing or damaged") from None
+        if not (math.isfinite(model.scale) and model.scale > 0):
+            raise ValueError("its scale is no time")
+        return model
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "plain_step_seconds": self.scale if self.ready else None,
+            "observed": dict(self.observed),
+            "noise": {kind: round(noise, 4) for kind, noise in self._noise.items()},
+            "ignored": self.ignored,
+        }
+
+
+def seed(model: CostModel, timings: Iterable[tuple[str, Step, int, float]]) -> None:
+    """Timings (kind, step, gamma, seconds) of a start-up or calibration run, plain steps first."""
+    for kind, step, gamma, seconds in sorted(timings, key=lambda timing: timing[0] != "plain"):
+        if kind == "plain":
+            model.observe_plain(step, seconds)
+        elif kind == "draft":
+            model.observe_draft(step, seconds)
+        else:
+            model.observe_verify(step, gamma, seconds)
+    # A step has more to do than its forwards; the first real ones count for much.
+    model.doubt()

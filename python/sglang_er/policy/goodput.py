@@ -1,0 +1,153 @@
+"""The default policy: the draft length with the most expected tokens per second, from measured cost and acceptance.
+
+    gamma* = argmax over 0..limit of  sum over requests of E[tokens | gamma]  /  T_step(gamma)
+
+Costs come from `cost_model`, expectations from `acceptance`. What was never tried is known badly, so a small share of
+the time (PROBE_SHARE) goes into steps with another draft length, plain decode among them, but only where that could be
+the better one: its rate at two standard deviations in its favour is above the best one's. Evidence ages, so that a
+verdict is looked at again whatever it was: no state is final.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from sglang_er.policy.acceptance import AcceptanceTracker
+from sglang_er.policy.base import StepOutcome, StepState
+from sglang_er.policy.cost_model import CostModel, Step
+from sglang_er.policy.guard import Guard
+
+Objective = Literal["tokens", "makespan"]
+PROBE_SHARE = 0.004
+# Plain steps whose share probing may spend at the start, when nothing is known, and have saved up later on.
+_FIRST_BUDGET = 750.0
+_MOST_BUDGET = 1500.0
+_PROBE_EVERY = 4
+_DEVIATIONS = 2.0
+# Makespan: the requests that lose their chain most often are the last to end.
+_STRAGGLERS = 0.25
+
+
+class GoodputPolicy:
+    """`objective`: all tokens count the same, or those of the stragglers; `hysteresis`: relative gain below which the
+    draft length stays, for engines where a change costs something."""
+
+    def __init__(
+        self,
+        gamma_max: int,
+        objective: Objective = "tokens",
+        cost: CostModel | None = None,
+        hysteresis: float = 0.0,
+        probe_share: float = PROBE_SHARE,
+    ) -> None:
+        self.cost = CostModel() if cost is None else cost
+        self.tracker = AcceptanceTracker(gamma_max)
+        self.guard = Guard()
+        self.objective: Objective = objective
+        self._gamma_max = gamma_max
+        self._hysteresis, self._probe_share = hysteresis, probe_share
+        self._budget = 0.0
+        self._last = 0
+        self._steps = self._probes = self._switches = 0
+        self._predicted = self._measured = 0.0
+
+    # -- before a step -------------------------------------------------------------------------------------------
+
+    def choose(self, state: StepState) -> int:
+        limit = min(state.gamma_limit, self._gamma_max)
+        if state.speculative_rows == 0 or limit <= 0 or not self.cost.ready:
+            return 0
+        self._steps += 1
+        step = Step(state.batch_size, state.context_tokens)
+        tokens = self._tokens(state, limit)
+        seconds = self.cost.curve(step, limit, state.speculative_rows)
+        rates = [expected / cost for expected, cost in zip(tokens, seconds)]
+        best = rates.index(max(rates)) if self.guard.allows() else 0
+        if self._last <= limit and self.guard.allows() and rates[best] <= rates[self._last] * (1.0 + self._hysteresis):
+            best = self._last
+        if self._budget > 0.0 and self._steps % _PROBE_EVERY == 0:
+            probe = self._worth_probing(state, step, limit, seconds, rates, best)
+            if probe is not None:
+                return probe
+        self._switches += best != self._last
+        self._last = best
+        return best
+
+    def _tokens(self, state: StepState, limit: int) -> list[float]:
+        """Expected tokens of the whole step by draft length, or under objective makespan those of the stragglers."""
+        rows, requests = state.speculative_rows, state.requests
+        if self.objective == "makespan" and len(requests) > 1:
+            slowest = sorted(requests, key=self.tracker.theta, reverse=True)
+            requests = slowest[: max(1, math.ceil(len(requests) * _STRAGGLERS))]
+            return self.tracker.tokens(limit, len(requests), requests)
+        tokens = self.tracker.tokens(limit, rows, requests)
+        others = state.batch_size - rows
+        return [count + others for count in tokens] if others else tokens
+
+    def _worth_probing(
+        self, state: StepState, step: Step, limit: int, seconds: list[float], rates: list[float], best: int
+    ) -> int | None:
+        """Another draft length that may be better than the best known one and that the budget can pay."""
+        promise, chosen, price = rates[best], None, 0.0
+        hoped = self.tracker.hoped(limit, _DEVIATIONS)
+        expected = self.tracker.tokens(limit, 1)
+        for gamma in range(limit + 1):
+            cost = seconds[gamma] * max(0.0, 1.0 - rates[gamma] / rates[best])
+            if gamma == best or cost > self._budget:
+                continue
+            estimate = self.cost.estimate(step, gamma, state.speculative_rows)
+            least = max(estimate.seconds - _DEVIATIONS * estimate.deviation, 0.2 * estimate.seconds)
+            rate = rates[gamma] * seconds[gamma] * hoped[gamma] / expected[gamma] / least
+            if rate > promise:
+                promise, chosen, price = rate, gamma, cost
+        if chosen is not None:
+            self._budget -= price
+            self._probes += 1
+        return chosen
+
+    # -- after it ------------------------------------------------------------------------------------------------
+
+    def observe(self, outcome: StepOutcome) -> None:
+        state, gamma = outcome.state, outcome.gamma
+        step = Step(state.batch_size, state.context_tokens)
+        if gamma == 0:
+            self.cost.observe_plain(step, outcome.seconds)
+            self.tracker.idle(state.speculative_rows)
+            self.guard.passed()
+        else:
+            drafting = step._replace(rows=state.speculative_rows)
+            predicted = self.cost.step(step, gamma, state.speculative_rows) if self.cost.ready else math.nan
+            self.cost.observe_speculative(drafting, step, gamma, outcome.seconds, outcome.draft_seconds)
+            self.tracker.observe(gamma, outcome.accept_lens, state.requests)
+            if self.cost.ready and outcome.seconds > 0.0:
+                tokens = sum(outcome.accept_lens) + state.batch_size - len(outcome.accept_lens)
+                self.guard.drafted(outcome.seconds, self.cost.plain(step) * tokens / state.batch_size)
+                self._predicted += predicted if math.isfinite(predicted) else outcome.seconds
+                self._measured += outcome.seconds
+        if self.cost.ready:
+            self._earn(outcome.seconds)
+
+    def _earn(self, seconds: float) -> None:
+        if self._steps == 0 and self._budget == 0.0:
+            self._budget = _FIRST_BUDGET * self._probe_share * self.cost.scale
+        if math.isfinite(seconds) and seconds > 0.0:
+            most = _MOST_BUDGET * self._probe_share * self.cost.scale
+            self._budget = min(self._budget + self._probe_share * seconds, most)
+
+    def weights_changed(self) -> None:
+        self.tracker.weights_changed()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "policy": "goodput",
+            "objective": self.objective,
+            "gamma": self._last,
+            "switches": self._switches,
+            "probes": self._probes,
+            "predicted_seconds": round(self._predicted, 4),
+            "measured_seconds": round(self._measured, 4),
+            "acceptance": self.tracker.describe(),
+            "cost": self.cost.describe(),
+            "guard": self.guard.describe(),
+        }
