@@ -14,8 +14,8 @@ from support.server import Server
 from sglang_er.cli import main as cli
 from sglang_er.config import RolloutConfig
 from sglang_er.engine.controller import Controller
+from sglang_er.policy.cost_features import Step
 from sglang_er.policy.cost_file import StaleCosts
-from sglang_er.policy.cost_model import Step
 
 pytestmark = pytest.mark.server
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sglang_er.config import RolloutConfig
 from sglang_er.policy import GoodputPolicy, StepOutcome, StepState, cost_file, cost_model, make_policy
-from sglang_er.policy.cost_model import Step
+from sglang_er.policy.cost_features import Step
 
 logger = logging.getLogger(__name__)
 

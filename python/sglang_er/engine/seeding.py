@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sglang_er.engine import forward
-from sglang_er.policy.cost_model import Step
+from sglang_er.policy.cost_features import Step
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from sglang_er.policy.acceptance import AcceptanceTracker
 from sglang_er.policy.base import StepOutcome, StepState
-from sglang_er.policy.cost_model import CostModel, Step
+from sglang_er.policy.cost_features import Step
+from sglang_er.policy.cost_model import CostModel
 from sglang_er.policy.guard import Guard
 
 Objective = Literal["tokens", "makespan"]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sglang_er.policy.cost_model import CostModel, Step
+from sglang_er.policy.cost_features import Step
+from sglang_er.policy.cost_model import CostModel
 from sglang_er.rollout import bench, oracle
 from sglang_er.rollout.client import Client
 from sglang_er.rollout.errors import RolloutError

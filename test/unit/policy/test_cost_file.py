@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sglang_er.policy import cost_file
+from sglang_er.policy.cost_features import Step
 from sglang_er.policy.cost_file import StaleCosts
-from sglang_er.policy.cost_model import CostModel, Step
+from sglang_er.policy.cost_model import CostModel
 
 HERE = {"device": "cpu", "model": "tiny", "dtype": "bfloat16", "version": "0.1"}
 

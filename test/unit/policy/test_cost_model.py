@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_er.policy import cost_model
-from sglang_er.policy.cost_model import CostModel, Step
+from sglang_er.policy.cost_features import Step
+from sglang_er.policy.cost_model import CostModel
 from sglang_er.policy.linear_model import LinearModel
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_er.policy import StepOutcome, StepState
-from sglang_er.policy.cost_model import CostModel, Step
+from sglang_er.policy.cost_features import Step
+from sglang_er.policy.cost_model import CostModel
 from sglang_er.policy.goodput import GoodputPolicy
 from sglang_er.policy.guard import FIRST_PAUSE, WINDOW, Guard
 
