@@ -46,7 +46,7 @@ def test_costs_are_kept_for_an_equal_server_only(
     [
         (["--seconds", "0"], "--seconds must be above 0", 2),
         (["--out", "nowhere/costs.json"], "there is no folder nowhere", 2),
-        (["--url", "http://127.0.0.1:9"], "127.0.0.1", 1),
+        (["--url", "http://127.0.0.1:9"], "Connection refused", 1),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

@@ -101,7 +101,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         super().init_cuda_graphs()
         if self.config.seed_seconds > 0 and not self.config.cost_file:
             began = time.perf_counter()
-            with torch.inference_mode():
+            with torch.no_grad():  # what is made at first use must not be an inference tensor
                 timings = seeding.time_forwards(
                     self.model_runner, self.drafter, self.config.gamma_max, self.config.seed_seconds
                 )
