@@ -141,6 +141,7 @@ def to_json(plan: Plan, samples: Samples, gains: Mapping[str, Any] | None, about
             "late_steps": engine.late,
             "noise": engine.noise,
             "outliers": engine.outliers,
+            "draft_pass_timed": engine.split,
         },
         "policies": {name: _policy_json(samples, name) for name in samples},
         "best_gamma": gains,

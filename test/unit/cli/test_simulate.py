@@ -48,6 +48,7 @@ def test_every_option_reaches_the_plan(capsys):
     options += ["--alpha", ".9", "--alpha-concentration", "9", "--alpha-decay", ".1", "--alpha-offset-decay", ".1"]
     options += ["--alpha-change", ".5@.5", "--max-running", "4", "--prefill-tokens-per-second", "1e4", "--late", "0"]
     options += ["--noise", ".1", "--outliers", "0", "--thresholds", "1:2", "--gamma-max", "4", "--context", "64"]
+    options += ["--whole-steps", "--unseeded"]
     assert simulate("--sweep", "a100-llama3.1-8b", *SMALL, "--policy", "threshold", *options) == 0
     out = capsys.readouterr().out
     assert "draft length up to 4" in out and "turns:2, at most 4 at once" in out and "0.9, 0.5 after 50%" in out

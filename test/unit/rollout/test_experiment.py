@@ -90,7 +90,7 @@ def test_a_sample_counts_what_happened():
         ("nope", "--policy nope: must be one of ar, fixed:G"),
         ("fixed", "--policy fixed: must be one of"),
         ("fixed:16", "--policy fixed:16: the draft length must be between 0 and 15"),
-        ("oracle:3", "--policy oracle:3: only fixed takes a number"),
+        ("oracle:3", "--policy oracle:3: must be one of"),
         ("paper", "--paper-constants FILE"),
     ],
 )
