@@ -116,6 +116,7 @@ class _Loop:
         truth.factors, truth.alphas = luck.factors, luck.alphas[0]
         self._lengths, self._start = np.asarray(work.lengths), luck.start
         self._change_at = None if change_after is None else change_after * sum(work.lengths)
+        self._changed = 0  # 1 once the second acceptance holds
         self._tokens, self._now = 0, 0.0
         self._arrived = {r: time for r, time in enumerate(work.arrival) if time < math.inf}
         self._waiting = [(time, r) for r, time in self._arrived.items()]
@@ -178,7 +179,7 @@ class _Loop:
         self._context += committed
         self._tokens += committed
         if self._change_at is not None and self._tokens >= self._change_at:
-            truth.alphas = self._luck.alphas[1]
+            self._changed, truth.alphas = 1, self._luck.alphas[1]
         if not self._left.min():
             self._retire()
 
@@ -188,8 +189,8 @@ class _Loop:
             self._at = self._at + 1
             self._left = self._left - 1
             return [1] * len(self._ids), len(self._ids)
-        runs = self._luck.runs[self._truth.alphas is not self._luck.alphas[0]]
-        accepted = np.minimum(np.minimum(runs[self._at], gamma) + 1, self._left)
+        runs = self._luck.runs[self._changed][self._at]
+        accepted = np.minimum(np.minimum(runs, gamma) + 1, self._left)
         self._at = self._at + accepted
         self._left = self._left - accepted
         counts: list[int] = accepted.tolist()
