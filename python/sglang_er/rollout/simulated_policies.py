@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from sglang_er.config import DEFAULT_THRESHOLDS
-from sglang_er.policy import FixedPolicy, Policy, StepOutcome, StepState, ThresholdPolicy
+from sglang_er.policy import Policy, StepOutcome, StepState
+from sglang_er.policy.fixed import FixedPolicy
 from sglang_er.policy.paper import LADDER, RAMP, PaperPolicy, Roofline
+from sglang_er.policy.threshold import ThresholdPolicy
 from sglang_er.rollout.costs import StepTable
 from sglang_er.rollout.simulate import Truth
 
