@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="SIZE", help=f"of --preset: 0.5b, 1.5b, 7b, 14b or layer sizes (default: {DEFAULT_MODEL})"
     )
     parser.add_argument(
+        "--private-kv", type=float, metavar="NS", help="of --sweep: nanoseconds per token, for all requests but one"
+    )
+    parser.add_argument(
         "--gamma-max", type=int, metavar="G", help=f"longest draft (default: {GAMMA_MAX} or the sweep's)"
     )
 
@@ -29,14 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def step_table(args: argparse.Namespace) -> StepTable:
     """Raises ValueError or OSError in one line."""
     from sglang_er.rollout import roofline, sweep
-    from sglang_er.rollout.costs import StepCosts, StepTable
+    from sglang_er.rollout.costs import PrivateKv, StepCosts, StepTable
 
     if (args.sweep is None) == (args.preset is None):
         raise ValueError("choose one of --sweep and --preset")
     if args.model is not None and args.preset is None:
         raise ValueError("--model goes with --preset")
+    if args.private_kv is not None and args.sweep is None:
+        raise ValueError("--private-kv goes with --sweep: a preset has contexts of their own")
+    if args.private_kv is not None and not 0 <= args.private_kv < float("inf"):
+        raise ValueError(f"--private-kv must be at least 0, got {args.private_kv:g}")
     costs: StepCosts
     costs = sweep.load(args.sweep) if args.sweep else roofline.make(args.preset, args.model or DEFAULT_MODEL)
+    if args.private_kv:
+        costs = PrivateKv(costs, 1e-9 * args.private_kv)
     return StepTable(costs, min(GAMMA_MAX, costs.gamma_max) if args.gamma_max is None else args.gamma_max)
 
 

@@ -56,15 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--late", type=int, default=1, metavar="N", help="steps until an outcome is told (%(default)s)")
     engine.add_argument("--noise", type=float, default=0.02, metavar="X", help="of measured times (%(default)s)")
     engine.add_argument("--outliers", type=float, default=0.01, metavar="X", help="share of steps at 3x (%(default)s)")
+    engine.add_argument("--whole-steps", action="store_true", help="draft passes are not timed apart, as on a GPU")
 
     policy = parser.add_argument_group("the policies")
     policy.add_argument(
         "--policy",
         default="threshold",
         metavar="P,...",
-        help="of fixed:G, threshold, paper, goodput; ar and oracle always run as well (default: %(default)s)",
+        help="of fixed:G, threshold, paper, goodput, goodput:makespan; ar and oracle run always (default: %(default)s)",
     )
     policy.add_argument("--thresholds", metavar="B:G,...", help="of threshold (default: the configuration's)")
+    policy.add_argument("--unseeded", action="store_true", help="goodput begins without timed forwards")
     policy.add_argument("--paper-constants", type=Path, metavar="FILE", help="roofline of paper (default: the sweep's)")
     policy.add_argument("--paper-gamma", type=int, default=7, metavar="G", help="its first rung (%(default)s)")
     policy.add_argument("--paper-ramp", type=int, default=32, metavar="B", help="its ramp guard (%(default)s)")
@@ -125,7 +127,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
             None if args.alpha_change is None else acceptance_process.parse_change(args.alpha_change),
         ),
         engine=Engine(
-            args.max_running or batch_max, args.prefill_tokens_per_second, args.late, args.noise, args.outliers
+            max_running=args.max_running or batch_max,
+            prefill_rate=args.prefill_tokens_per_second,
+            late=args.late,
+            noise=args.noise,
+            outliers=args.outliers,
+            split=not args.whole_steps,
         ),
         options=_policy_options(args, table),
         policies=[name for name in args.policy.split(",") if name],
@@ -155,7 +162,12 @@ def _policy_options(args: argparse.Namespace, table: StepTable) -> PolicyOptions
 
     thresholds = DEFAULT_THRESHOLDS if args.thresholds is None else _thresholds(args.thresholds)
     return PolicyOptions(
-        table.gamma_max, thresholds, _paper_constants(args, table), args.paper_gamma, paper_ramp=args.paper_ramp
+        gamma_max=table.gamma_max,
+        seed_from=None if args.unseeded else table,
+        thresholds=thresholds,
+        roofline=_paper_constants(args, table),
+        paper_gamma=args.paper_gamma,
+        paper_ramp=args.paper_ramp,
     )
 
 

@@ -97,7 +97,7 @@ class Luck:
     def __init__(self, acceptance: Acceptance, lengths: Sequence[int], gamma_max: int, seed: int) -> None:
         sizes = np.asarray(lengths, dtype=np.int64)
         self.start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        self.factors = (1.0 - acceptance.offset_decay) ** np.arange(gamma_max)
+        self.factors = np.power(1.0 - acceptance.offset_decay, np.arange(gamma_max), dtype=np.float64)
         request = np.repeat(np.arange(len(sizes)), sizes)
         position = np.arange(len(request)) - self.start[request]
         chance = uniforms(seed, request, position)

@@ -36,6 +36,28 @@ class StepCosts(Protocol):
         ...
 
 
+class PrivateKv:
+    """Costs that were measured on requests with one common prompt, whose KV is read once per pass, made into those of
+    requests with contexts of their own: `seconds_per_token` for every token of every request but the first."""
+
+    def __init__(self, costs: StepCosts, seconds_per_token: float) -> None:
+        self.name = f"{costs.name} + {1e9 * seconds_per_token:g} ns per token of private KV"
+        self.gamma_max, self.batch_max = costs.gamma_max, costs.batch_max
+        self._costs, self._seconds = costs, seconds_per_token
+
+    def plain(self, batch: int, context: float) -> float:
+        return self._costs.plain(batch, context) + self._reading(batch, context)
+
+    def draft(self, batch: int, context: float) -> float:
+        return self._costs.draft(batch, context) + self._reading(batch, context)
+
+    def verify(self, batch: int, context: float, gamma: int) -> float:
+        return self._costs.verify(batch, context, gamma) + self._reading(batch, context)
+
+    def _reading(self, batch: int, context: float) -> float:
+        return self._seconds * (batch - 1) * context
+
+
 class Cycle(NamedTuple):
     """Every draft length at one batch size and context. `seconds[g]`: the whole step with g drafts."""
 

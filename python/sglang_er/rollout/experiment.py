@@ -52,7 +52,7 @@ class Sample:
     tokens: int = 0
     latencies: list[float] = field(default_factory=list)
     steps: Counter[int] = field(default_factory=Counter)  # by draft length
-    seconds: Counter[int] = field(default_factory=Counter)  # by draft length
+    seconds: dict[int, float] = field(default_factory=dict)  # by draft length
     by_batch: dict[int, list[int]] = field(default_factory=dict)  # batch up to -> steps, sum of draft lengths
     drafting: int = 0  # requests in steps that drafted, summed
     accepted: int = 0  # tokens committed in those
@@ -72,7 +72,7 @@ class Sample:
         self.latencies += run.latencies
         for gamma in np.unique(gammas).tolist():
             self.steps[gamma] += int((gammas == gamma).sum())
-            self.seconds[gamma] += float(seconds[gammas == gamma].sum())
+            self.seconds[gamma] = self.seconds.get(gamma, 0.0) + float(seconds[gammas == gamma].sum())
         bins = 2 ** np.ceil(np.log2(sizes)).astype(int)
         for top in np.unique(bins).tolist():
             steps, total = self.by_batch.get(top, [0, 0])

@@ -8,6 +8,7 @@ draft length, commit tokens, report the outcome a step or two late. Time passes 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,13 +22,16 @@ from sglang_er.rollout.arrivals import Work
 from sglang_er.rollout.costs import Cycle, StepTable
 
 _NOISE_BLOCK = 1024
+# The worker names the requests of a step only up to this many.
+NAMED_REQUESTS = 16
 
 
 @dataclass(frozen=True)
 class Engine:
     """The simulated engine. `late`: steps between the end of a step and its report, as with SGLang's overlapped
     scheduler. `noise`: relative standard deviation of a measured pass; `outliers`: share of steps that seem to take
-    `outlier_factor` times as long. `prefill_rate`: tokens per second, None for prefill that takes no time."""
+    `outlier_factor` times as long. `prefill_rate`: tokens per second, None for prefill that takes no time.
+    `split`: the draft pass is timed by itself, as on a CPU; on a device that works behind the host's back it is not."""
 
     max_running: int
     prefill_rate: float | None = None
@@ -35,6 +39,7 @@ class Engine:
     noise: float = 0.02
     outliers: float = 0.01
     outlier_factor: float = 3.0
+    split: bool = True
 
 
 @dataclass
@@ -111,8 +116,9 @@ class _Loop:
         truth.factors, truth.alphas = luck.factors, luck.alphas[0]
         self._lengths, self._start = np.asarray(work.lengths), luck.start
         self._change_at = None if change_after is None else change_after * sum(work.lengths)
+        self._changed = 0  # 1 once the second acceptance holds
         self._tokens, self._now = 0, 0.0
-        self._arrived = {r: time for r, time in enumerate(work.arrival) if time < float("inf")}
+        self._arrived = {r: time for r, time in enumerate(work.arrival) if time < math.inf}
         self._waiting = [(time, r) for r, time in self._arrived.items()]
         heapq.heapify(self._waiting)
         # The running requests: names, place in the flat arrays of `luck`, tokens left, sum of their contexts.
@@ -155,7 +161,8 @@ class _Loop:
     def _step(self, prefilled: bool) -> None:
         size, run = len(self._ids), self._run
         limit = min(self._table.gamma_max, int(self._left.max()) - 1)
-        state = StepState(size, self._context, limit, size, self._ids)
+        named = self._ids if size <= NAMED_REQUESTS else ()
+        state = StepState(size, self._context, limit, size, named)
         cycle = self._table.at(size, self._context / size)
         truth = self._truth
         truth.cycle, truth.at, truth.left = cycle, self._at, self._left
@@ -172,7 +179,7 @@ class _Loop:
         self._context += committed
         self._tokens += committed
         if self._change_at is not None and self._tokens >= self._change_at:
-            truth.alphas = self._luck.alphas[1]
+            self._changed, truth.alphas = 1, self._luck.alphas[1]
         if not self._left.min():
             self._retire()
 
@@ -182,8 +189,8 @@ class _Loop:
             self._at = self._at + 1
             self._left = self._left - 1
             return [1] * len(self._ids), len(self._ids)
-        runs = self._luck.runs[self._truth.alphas is not self._luck.alphas[0]]
-        accepted = np.minimum(np.minimum(runs[self._at], gamma) + 1, self._left)
+        runs = self._luck.runs[self._changed][self._at]
+        accepted = np.minimum(np.minimum(runs, gamma) + 1, self._left)
         self._at = self._at + accepted
         self._left = self._left - accepted
         counts: list[int] = accepted.tolist()
@@ -194,8 +201,9 @@ class _Loop:
         draft = gamma * cycle.draft
         seconds = draft * on_draft + (cycle.seconds[gamma] - draft) * on_verify
         if prefilled:
-            seconds = float("nan")  # the clock since the last forward has the prefill in it
-        self._late.append(StepOutcome(state, gamma, accepted, seconds, draft * on_draft))
+            seconds = math.nan  # the clock since the last forward has the prefill in it
+        draft_seconds = draft * on_draft if gamma and self._engine.split else math.nan
+        self._late.append(StepOutcome(state, gamma, accepted, seconds, draft_seconds))
         if len(self._late) > self._engine.late:
             self._policy.observe(self._late.popleft())
 

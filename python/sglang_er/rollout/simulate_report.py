@@ -141,6 +141,7 @@ def to_json(plan: Plan, samples: Samples, gains: Mapping[str, Any] | None, about
             "late_steps": engine.late,
             "noise": engine.noise,
             "outliers": engine.outliers,
+            "draft_pass_timed": engine.split,
         },
         "policies": {name: _policy_json(samples, name) for name in samples},
         "best_gamma": gains,
@@ -149,10 +150,11 @@ def to_json(plan: Plan, samples: Samples, gains: Mapping[str, Any] | None, about
 
 def _policy_json(samples: Samples, name: str) -> dict[str, Any]:
     mine = samples[name]
-    seconds: Counter[int] = Counter()
+    seconds: dict[int, float] = {}
     by_batch: dict[int, list[int]] = {}
     for sample in mine:
-        seconds.update(sample.seconds)
+        for gamma, part in sample.seconds.items():
+            seconds[gamma] = seconds.get(gamma, 0.0) + part
         for top, (steps, total) in sample.by_batch.items():
             before = by_batch.get(top, [0, 0])
             by_batch[top] = [before[0] + steps, before[1] + total]

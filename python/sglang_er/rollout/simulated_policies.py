@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sglang_er.config import DEFAULT_THRESHOLDS
-from sglang_er.policy import FixedPolicy, Policy, StepOutcome, StepState, ThresholdPolicy
+from sglang_er.policy import Policy, StepOutcome, StepState
+from sglang_er.policy.fixed import FixedPolicy
 from sglang_er.policy.paper import LADDER, RAMP, PaperPolicy, Roofline
+from sglang_er.policy.threshold import ThresholdPolicy
+from sglang_er.rollout.costs import StepTable
 from sglang_er.rollout.simulate import Truth
 
-NAMES = "ar, fixed:G, threshold, paper, goodput, oracle"
+NAMES = "ar, fixed:G, threshold, paper, goodput, goodput:makespan, oracle"
+# What the engine times at start-up: these batch sizes, this draft length, so often.
+SEED_SIZES, SEED_GAMMA, SEED_CONTEXT, SEED_REPEATS = (1, 4, 16, 64), 3, 64, 2
+SEED_NOISE = 0.02
 
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """What the policies need beyond their name."""
+    """What the policies need beyond their name. `seed_from`: costs that goodput is told about at start-up, as the
+    engine's timing of a few forwards would; None lets it begin without."""
 
     gamma_max: int
+    seed_from: StepTable | None = None
     thresholds: Sequence[tuple[int, int]] = DEFAULT_THRESHOLDS
     roofline: Roofline | None = None
     paper_gamma: int = 7
@@ -55,8 +65,10 @@ def make(name: str, options: PolicyOptions, truth: Truth) -> Policy:
     kind, _, value = name.partition(":")
     if kind == "fixed" and value:
         return FixedPolicy(_fixed_gamma(name, value, options.gamma_max))
+    if kind == "goodput" and value in ("", "tokens", "makespan"):
+        return _goodput(value or "tokens", options)
     if value:
-        raise ValueError(f"--policy {name}: only fixed takes a number")
+        raise ValueError(f"--policy {name}: must be one of {NAMES}")
     if name == "ar":
         return FixedPolicy(0)
     if name == "threshold":
@@ -65,8 +77,6 @@ def make(name: str, options: PolicyOptions, truth: Truth) -> Policy:
         return OraclePolicy(truth)
     if name == "paper":
         return _paper(options)
-    if name == "goodput":
-        return _goodput(options)
     raise ValueError(f"--policy {name}: must be one of {NAMES}")
 
 
@@ -83,10 +93,26 @@ def _paper(options: PolicyOptions) -> PaperPolicy:
     return PaperPolicy(options.roofline, options.paper_gamma, ladder, options.paper_ramp)
 
 
-def _goodput(options: PolicyOptions) -> Policy:
+def _goodput(objective: str, options: PolicyOptions) -> Policy:
     try:
-        from sglang_er.policy.goodput import GoodputPolicy
+        goodput = importlib.import_module("sglang_er.policy.goodput")
+        cost_model = importlib.import_module("sglang_er.policy.cost_model")
     except ModuleNotFoundError:
         raise ValueError("--policy goodput: this version of sglang_er has no such policy") from None
-    policy: Policy = GoodputPolicy(gamma_max=options.gamma_max)
+    policy: Policy = goodput.GoodputPolicy(options.gamma_max, objective)
+    if options.seed_from is not None:
+        cost_model.seed(policy.cost, _timings(options.seed_from, cost_model.Step))  # type: ignore[attr-defined]
     return policy
+
+
+def _timings(table: StepTable, step: Any) -> Iterator[tuple[str, Any, int, float]]:
+    """(kind, step, gamma, seconds) of single forwards, with the noise of a clock."""
+    rng = np.random.default_rng(5)
+    gamma = min(SEED_GAMMA, table.gamma_max)
+    for size in (size for size in SEED_SIZES if size <= table.costs.batch_max):
+        cycle = table.at(size, SEED_CONTEXT)
+        forwards = [("plain", 0, cycle.seconds[0]), ("draft", 0, cycle.draft)]
+        forwards.append(("verify", gamma, cycle.seconds[gamma] - gamma * cycle.draft))
+        for kind, drafted, seconds in forwards * SEED_REPEATS if gamma else forwards[:1]:
+            noisy = seconds * float(np.exp(rng.normal(0.0, SEED_NOISE)))
+            yield kind, step(size, size * SEED_CONTEXT), drafted, noisy

@@ -48,10 +48,16 @@ def test_every_option_reaches_the_plan(capsys):
     options += ["--alpha", ".9", "--alpha-concentration", "9", "--alpha-decay", ".1", "--alpha-offset-decay", ".1"]
     options += ["--alpha-change", ".5@.5", "--max-running", "4", "--prefill-tokens-per-second", "1e4", "--late", "0"]
     options += ["--noise", ".1", "--outliers", "0", "--thresholds", "1:2", "--gamma-max", "4", "--context", "64"]
+    options += ["--whole-steps", "--unseeded", "--private-kv", "80"]
     assert simulate("--sweep", "a100-llama3.1-8b", *SMALL, "--policy", "threshold", *options) == 0
     out = capsys.readouterr().out
     assert "draft length up to 4" in out and "turns:2, at most 4 at once" in out and "0.9, 0.5 after 50%" in out
-    assert "16 requests" in out and "A seed is 2 rollouts" in out and "at context 64" in out
+    assert (
+        "a100-llama3.1-8b + 80 ns" in out
+        and "16 requests" in out
+        and "A seed is 2 rollouts" in out
+        and "at context 64" in out
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,8 @@ def test_every_option_reaches_the_plan(capsys):
         ([], "choose one of --sweep and --preset"),
         (["--sweep", "a", "--preset", "h100"], "choose one of --sweep and --preset"),
         (["--sweep", "a100-qwen2.5-7b", "--model", "7b"], "--model goes with --preset"),
+        (["--preset", "h100", "--private-kv", "1"], "--private-kv goes with --sweep"),
+        (["--sweep", "a100-qwen2.5-7b", "--private-kv", "-1"], "--private-kv must be at least 0"),
         (["--sweep", "none.csv"], "--sweep none.csv: no such file"),
         (["--preset", "h100", "--requests", "0"], "--requests must be at least 1"),
         (["--preset", "h100", "--noise", "1"], "--noise must be at least 0 and below 1"),

@@ -156,7 +156,7 @@ def test_the_policy_hears_noise_and_the_truth_has_none():
     assert 0.005 <= 1 - len(usual) / len(ratios) <= 0.02
     assert sum(usual) / len(usual) == pytest.approx(1.0, abs=0.003)
     assert 0.010 < (sum((ratio - 1) ** 2 for ratio in usual) / len(usual)) ** 0.5 < 0.02
-    drafts = [outcome.draft_seconds / 0.3 for outcome in spy.outcomes[:-2]]
+    drafts = [outcome.draft_seconds / 0.3 for outcome in spy.outcomes if outcome.gamma == 3]
     assert 0.015 < (sum((d - 1) ** 2 for d in drafts if d < 2) / len(drafts)) ** 0.5 < 0.025
 
 
@@ -206,3 +206,19 @@ def test_a_choice_beyond_the_limit_is_clipped_as_the_engine_clips_it():
     run = replay(Spy(99), given(40), alpha=1.0, concentration=0)
     assert run.gammas == [8, 8, 8, 8, 3]
     assert all(a < b for a, b in pairwise(run.started))
+
+
+def test_the_draft_pass_is_timed_where_the_engine_can_and_something_was_drafted():
+    spy = Spy(2)
+    replay(spy)
+    assert all(math.isnan(o.draft_seconds) == (o.gamma == 0) for o in spy.outcomes)
+    assert any(o.gamma for o in spy.outcomes)
+    hidden = Spy(2)
+    replay(hidden, engine=Engine(64, split=False))
+    assert all(math.isnan(o.draft_seconds) and o.seconds > 0 for o in hidden.outcomes)
+
+
+def test_requests_have_names_in_small_batches_only():
+    spy = Spy(0)
+    replay(spy, given(*[3] * 16, 1))
+    assert [len(state.requests) for state in spy.states] == [0, 16]

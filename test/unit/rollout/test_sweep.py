@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sglang_er.rollout import sweep
-from sglang_er.rollout.costs import CONTEXT_STEP, StepTable
+from sglang_er.rollout.costs import CONTEXT_STEP, PrivateKv, StepTable
 
 BATCHES, CONTEXTS, GAMMAS = (1, 2, 4), (256, 512, 1024), (3, 7)
 HEADER = "batch,seq,gamma,mode,median_ms"
@@ -137,3 +137,15 @@ def test_a_table_holds_whole_steps_for_every_draft_length():
     assert cycle.seconds[3] == pytest.approx(3 * costs.draft(2, 512) + costs.verify(2, 512, 3))
     with pytest.raises(ValueError, match="--gamma-max 8: made knows draft lengths from 0 to 7"):
         StepTable(costs, 8)
+
+
+def test_private_kv_costs_every_pass_the_reading_of_all_contexts_but_one():
+    costs = made()
+    private = PrivateKv(costs, 1e-6)
+    assert private.plain(1, 512) == costs.plain(1, 512)
+    for mine, theirs in (
+        (private.plain(4, 512), costs.plain(4, 512)),
+        (private.draft(4, 512), costs.draft(4, 512)),
+        (private.verify(4, 512, 3), costs.verify(4, 512, 3)),
+    ):
+        assert mine == pytest.approx(theirs + 1e-6 * 3 * 512)
