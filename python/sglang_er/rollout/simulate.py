@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sglang_er.policy import Policy, StepOutcome, StepState
+from sglang_er.policy import TRACKED_ROWS, Policy, StepOutcome, StepState
 from sglang_er.rollout.acceptance_process import Luck
 from sglang_er.rollout.arrivals import Work
 from sglang_er.rollout.costs import Cycle, StepTable
 
 _NOISE_BLOCK = 1024
-# The worker names the requests of a step only up to this many.
-NAMED_REQUESTS = 16
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ class _Loop:
     def _step(self, prefilled: bool) -> None:
         size, run = len(self._ids), self._run
         limit = min(self._table.gamma_max, int(self._left.max()) - 1)
-        named = self._ids if size <= NAMED_REQUESTS else ()
+        named = self._ids if size <= TRACKED_ROWS else ()
         state = StepState(size, self._context, limit, size, named)
         cycle = self._table.at(size, self._context / size)
         truth = self._truth
