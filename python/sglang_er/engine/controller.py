@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang_er.config import RolloutConfig
+from sglang_er.engine.agreement import agreed
 from sglang_er.policy import GoodputPolicy, StepOutcome, StepState, cost_file, cost_model, make_policy
 from sglang_er.policy.cost_features import Step
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +22,14 @@ class Controller:
     """The policy of the configuration, and beside it the one that learns from every step: it accounts for what
     speculation saves, and is ready when it is chosen."""
 
-    def __init__(self, config: RolloutConfig, measured_on: Mapping[str, str]) -> None:
-        """`measured_on`: what costs belong to. Raises StaleCosts or OSError for a file of costs that is no use."""
+    def __init__(
+        self, config: RolloutConfig, measured_on: Mapping[str, str], ranks: ProcessGroup | None = None
+    ) -> None:
+        """`measured_on`: what costs belong to; `ranks`: those that run every pass together, None for one alone.
+
+        Raises StaleCosts or OSError for a file of costs that is no use.
+        """
+        self._ranks = ranks
         self.measured_on = dict(measured_on)
         cost = cost_file.load(Path(config.cost_file), measured_on) if config.cost_file else None
         self.learnt = GoodputPolicy(config.gamma_max, cost=cost)
@@ -38,7 +48,7 @@ class Controller:
 
     def choose(self, state: StepState) -> int:
         """Draft length of this step, in 0..state.gamma_limit."""
-        return max(0, min(state.gamma_limit, self.policy.choose(state)))
+        return agreed(max(0, min(state.gamma_limit, self.policy.choose(state))), self._ranks)
 
     def observe(self, outcome: StepOutcome) -> None:
         self.learnt.observe(outcome)

@@ -1,0 +1,35 @@
+"""One rank of an engine that decides draft lengths, in a process of its own."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch.distributed as distributed
+
+from sglang_er.config import RolloutConfig
+from sglang_er.engine.controller import Controller
+from sglang_er.policy import StepOutcome, StepState
+
+RANKS = 2
+STEPS = 300
+
+
+def decide(rank: int, folder: str, together: bool) -> None:
+    """One rank: the same accepted tokens as the other, another idea of time."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    group = distributed.group.WORLD if together else None
+    controller = Controller(RolloutConfig(policy="goodput"), {}, group)
+    luck, clock = random.Random(0), random.Random(rank)
+    chosen = []
+    for step in range(STEPS):
+        rows = max(1, 16 - step // 20)
+        state = StepState(rows, rows * 300, 7, rows)
+        gamma = controller.choose(state)
+        chosen.append(gamma)
+        lens = [1 + sum(luck.random() < 0.8 for _ in range(gamma)) for _ in range(rows)]
+        draft = gamma * (0.002 + 0.004 * rank) * clock.gauss(1, 0.1)
+        seconds = draft + 0.01 * max(1.0, rows * (gamma + 1) / 32) * clock.gauss(1, 0.1)
+        controller.observe(StepOutcome(state, gamma, lens, seconds, draft if gamma else float("nan")))
+    Path(folder, f"chosen{rank}").write_text(",".join(map(str, chosen)))
+    distributed.destroy_process_group()
