@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sglang_er.cli.common import cache_dir, cached_model, card_of, check_checkpoint, terminable
+from sglang_er.cli.common import cache_dir, cached_model, card_of, check_checkpoint, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,26 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 if it was measured, 1 if the server failed, 2 for a choice that cannot be, 130 on Ctrl-C."""
-    from sglang_er.rollout.errors import RolloutError
     from sglang_er.rollout.progress import Progress
 
     progress = Progress(sys.stderr)
-    try:
-        with terminable():
-            _measure(args, progress)
-    except RolloutError as error:
-        return _fail(progress, str(error), 1)
-    except (ValueError, OSError) as error:
-        return _fail(progress, str(error), 2)
-    except KeyboardInterrupt:
-        return _fail(progress, "interrupted", 130)
-    return 0
-
-
-def _fail(progress: Progress, message: str, code: int) -> int:
-    progress.close()
-    print(f"sglang-er bench rollout: {message}", file=sys.stderr)
-    return code
+    return exit_code("bench rollout", progress, lambda: _measure(args, progress))
 
 
 def policy_changes(args: argparse.Namespace) -> dict[str, Any]:

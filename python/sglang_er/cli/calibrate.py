@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sglang_er.cli.common import terminable
+from sglang_er.cli.common import exit_code
+
+if TYPE_CHECKING:
+    from sglang_er.rollout.progress import Progress
 
 INPUT_TOKENS = 128
 MOST_REQUESTS = 64
@@ -21,36 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 if the file was written, 1 if the server failed, 2 for a choice that cannot be, 130 on Ctrl-C."""
+    from sglang_er.rollout.progress import Progress
+
+    progress = Progress(sys.stderr)
+    return exit_code("calibrate", progress, lambda: _calibrate(args, progress))
+
+
+def _calibrate(args: argparse.Namespace, progress: Progress) -> None:
     from sglang_er.policy import cost_file
     from sglang_er.rollout import calibrate, prompts
     from sglang_er.rollout.client import Client
-    from sglang_er.rollout.errors import RolloutError
-    from sglang_er.rollout.progress import Progress
     from sglang_er.rollout.report import table
 
-    progress = Progress(sys.stderr)
-    try:
-        if args.seconds <= 0:
-            raise ValueError(f"--seconds must be above 0, got {args.seconds:g}")
-        if not args.out.parent.is_dir():
-            raise ValueError(f"{args.out}: there is no folder {args.out.parent}")
-        with terminable():
-            requests = prompts.make_requests([1] * MOST_REQUESTS, INPUT_TOKENS, task_text=False, seed=0)
-            found = calibrate.calibrate(Client(args.url.rstrip("/")), requests, args.seconds, progress.note)
-            cost_file.save(args.out, found.model, found.measured_on)
-    except RolloutError as error:
-        return _fail(progress, str(error), 1)
-    except (ValueError, OSError) as error:
-        return _fail(progress, str(error), 2)
-    except KeyboardInterrupt:
-        return _fail(progress, "interrupted", 130)
+    if args.seconds <= 0:
+        raise ValueError(f"--seconds must be above 0, got {args.seconds:g}")
+    if not args.out.parent.is_dir():
+        raise ValueError(f"{args.out}: there is no folder {args.out.parent}")
+    requests = prompts.make_requests([1] * MOST_REQUESTS, INPUT_TOKENS, task_text=False, seed=0)
+    found = calibrate.calibrate(Client(args.url.rstrip("/")), requests, args.seconds, progress.note)
+    cost_file.save(args.out, found.model, found.measured_on)
     print(f"milliseconds of a step, requests of {INPUT_TOKENS} tokens; {', '.join(found.measured_on.values())}")
     print("\n".join(table(found.rows(INPUT_TOKENS))))
     print(f"kept in {args.out}: sglang-er serve --er-cost-file {args.out}")
-    return 0
-
-
-def _fail(progress: object, message: str, code: int) -> int:
-    progress.close()  # type: ignore[attr-defined]
-    print(f"sglang-er calibrate: {message}", file=sys.stderr)
-    return code

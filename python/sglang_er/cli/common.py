@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -32,6 +33,26 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def exit_code(command: str, progress: Progress, work: Callable[[], None]) -> int:
+    """0 if `work` was done; else one line and 1 if a server failed, 2 for a choice that cannot be, 130 on Ctrl-C."""
+    from sglang_er.rollout.errors import RolloutError
+
+    try:
+        with terminable():
+            work()
+    except RolloutError as error:
+        message, code = str(error), 1
+    except (ValueError, OSError) as error:
+        message, code = str(error), 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    else:
+        return 0
+    progress.close()
+    print(f"sglang-er {command}: {message}", file=sys.stderr)
+    return code
 
 
 def card_of(model: Path) -> dict[str, Any]:
