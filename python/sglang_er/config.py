@@ -36,8 +36,8 @@ DEFAULT_THRESHOLDS = ((1, 5), (2, 4), (4, 2), (8, 1))
 
 # What can change while a server lives: nothing was built from it.
 SWITCHABLE = frozenset(
-    {"policy", "objective", "gamma", "thresholds", "gamma_schedule", "requantize", "executor", "draft_activations"}
-    | {"kv_shadow", "kv_shadow_from"}
+    {"policy", "objective", "early_stop", "gamma", "thresholds", "gamma_schedule", "requantize"}
+    | {"executor", "draft_activations", "kv_shadow", "kv_shadow_from"}
 )
 
 # Variables with our prefix that are no options (docs/configuration.md); any other unknown one is an error.
@@ -75,12 +75,16 @@ class RolloutConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: Literal["goodput", "threshold", "fixed", "cycle"] = Field(
-        "threshold",
+        "goodput",
         description="how the draft length is chosen: from measured cost and acceptance; by batch size; always gamma; "
         "or gamma_schedule step by step",
     )
     objective: Literal["tokens", "makespan"] = Field(
         "tokens", description="what policy goodput maximizes: tokens per second, or those of the slowest requests"
+    )
+    early_stop: bool = Field(
+        True,
+        description="whether policy goodput ends a draft, or carries it on, by the twin's confidence (on a CPU)",
     )
     gamma_max: int = Field(
         7, ge=1, le=MAX_GAMMA, description="most tokens drafted per request and step; KV slots are reserved for it"

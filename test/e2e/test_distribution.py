@@ -41,6 +41,8 @@ CONCURRENCY = 64
 SETTINGS = {"T=1": (PLAIN_T1, 102_400), "filtered": (FILTERED, 102_400)}
 SETTINGS_FULL = {"T=1": (PLAIN_T1, 204_800), "filtered": (FILTERED, 204_800)}
 MUTANT_TOKENS = 20_480
+# About half of the drafts of the flat model end early.
+STOP_TOKENS, STOP_CONFIDENCE = 40_960, 0.12
 # fp32 logits of two implementations differ by about 1e-6: a token next to a filter's boundary may fall on either side.
 SLACK = 1e-4
 ORDERS = ("by target", "by twin/target")
@@ -85,7 +87,7 @@ def traced(updated_spec: Any, checkpoint: Path) -> Iterator[Server]:
     server: Server = updated_spec.server
     server.post("/update_weights_from_disk", {"model_path": str(checkpoint)})
     yield server
-    server.set_policy(mutant=None, trace=False)
+    server.set_policy(mutant=None, stop=None, trace=False)
     server.post("/update_weights_from_disk", {"model_path": str(updated_spec.checkpoints[0])})
 
 
@@ -112,9 +114,16 @@ def step_offsets(steps: Sequence[tuple[int, int]], tokens: int) -> list[int]:
     return offsets[:tokens]
 
 
-def generate(traced: Server, sampling: dict[str, Any], tokens: int, seed: int, mutant: str | None = None) -> Sample:
+def generate(
+    traced: Server,
+    sampling: dict[str, Any],
+    tokens: int,
+    seed: int,
+    mutant: str | None = None,
+    stop: float | None = None,
+) -> Sample:
     schedule = CYCLE if mutant is None else MUTANT_CYCLE
-    traced.set_policy(policy="cycle", gamma_schedule=list(schedule), mutant=mutant, trace=True)
+    traced.set_policy(policy="cycle", gamma_schedule=list(schedule), mutant=mutant, stop=stop, trace=True)
     drafted_before = traced.state()["steps"]["drafted_tokens"]
     prompts = random_prompts(tokens // TOKENS, seed, vocabulary=320)
     ids = [uuid.uuid4().hex for _ in prompts]
@@ -198,6 +207,15 @@ def test_every_token_is_drawn_from_the_target(
     check_speculated(sample)
     family = judge(sample, transforms(sample, models, sampling))
     report(setting, sample, family)
+    assert not family.rejected()
+
+
+def test_drafts_that_stop_early_change_nothing(traced: Server, models: tuple[ExactModel, ExactModel]):
+    """A stop that follows the twin's confidence is no choice among tokens; `stop_by_token` below is one."""
+    sample = generate(traced, PLAIN_T1, STOP_TOKENS, seed=13, stop=STOP_CONFIDENCE)
+    check_speculated(sample)
+    family = judge(sample, transforms(sample, models, PLAIN_T1))
+    report("early stop", sample, family)
     assert not family.rejected()
 
 

@@ -85,6 +85,20 @@ def test_the_measuring_policy_equals_plain(spec: Server, greedy_reference: Refer
     assert sum(after["acceptance"]["drafted_at"]) > sum(before["acceptance"]["drafted_at"])
 
 
+def test_drafts_that_stop_early_equal_plain(spec: Server, greedy_reference: Reference) -> None:
+    """Chains that end wherever the twin is not sure, at every length up to 7."""
+    prompts, expected = greedy_reference
+    spec.set_policy(policy="fixed", gamma=7, stop=0.022)  # the flat model is never sure
+    try:
+        with steps_of(spec) as steps:
+            replies = spec.generate_all(prompts, greedy(128), concurrency=16)
+    finally:
+        spec.set_policy(stop=None)
+    assert_same(ids(replies), expected, "early stop")
+    assert sum(steps.by_gamma.get(gamma, 0) > 3 for gamma in range(1, 8)) > 3, steps
+    assert_pool_empty(spec)
+
+
 def test_radix_hits_equal_plain(spec: Server, greedy_reference: Reference) -> None:
     """Cached KV is committed KV: prompts again, then prompts that go on from the middle of an output, whose KV
     the verify pass wrote (draft KV left in the cache would change the continuation)."""

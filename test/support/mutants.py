@@ -3,11 +3,13 @@
 wrong_q        drafts are drawn from a sharper distribution than the one reported to the verifier.
 residual_is_p  a rejected draft is replaced by a draw from p instead of the positive part of p - q.
 bonus_from_q   when all drafts are accepted, the last token comes from the draft distribution, unverified.
+stop_by_token  a draft ends before a token because that token turned out unlikely: it is dropped instead of verified.
 biased_draft   drafts are drawn from a distorted distribution that is reported truthfully: not an error, must pass.
 
 The functions work on tensors and serve the unit tests. `install` puts them into a real server (environment variable
-SGLANG_ER_TEST_HOOK), where POST /er/policy takes two more keys: "mutant" (a name or null) and "trace" (true: GET
-/er/state shows draft length and accept length of every step of every request, by request id).
+SGLANG_ER_TEST_HOOK), where POST /er/policy takes three more keys: "mutant" (a name or null), "stop" (a confidence below
+which drafts end early, whatever the policy, or null), and "trace" (true: GET /er/state shows draft length and accept
+length of every step of every request, by request id).
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import torch
 
 from sglang_er.sampling.chain import ChainResult, sample_rows, verify_chain
 
-BROKEN = ("wrong_q", "residual_is_p", "bonus_from_q")
+BROKEN = ("wrong_q", "residual_is_p", "bonus_from_q", "stop_by_token")
 MUTANTS = (*BROKEN, "biased_draft")
 SHARPEN = 1.5
+# Rows whose confidence ends a draft: few, so that what happens to them depends on it.
+STOP_ROWS = 4
 
 
 def distorted(probs: torch.Tensor) -> torch.Tensor:
@@ -47,6 +51,8 @@ def verify_with(
         return _residual_is_p(p, q, drafts, generator)
     if mutant == "bonus_from_q":
         return _bonus_from_q(p, q, drafts, generator)
+    if mutant == "stop_by_token":
+        return _stop_by_token(p, q, drafts, generator)
     return verify_chain(p, q, drafts, generator)
 
 
@@ -73,19 +79,38 @@ def _bonus_from_q(
     return ChainResult(tokens, accept_lens)
 
 
+def _stop_by_token(
+    p: torch.Tensor, q: torch.Tensor, drafts: torch.Tensor, generator: torch.Generator | None
+) -> ChainResult:
+    """The chain ends before the first draft of less than half of the largest probability; p makes its last token."""
+    gamma = drafts.shape[1]
+    unlikely = q.gather(-1, drafts[..., None]).squeeze(-1) < 0.5 * q.amax(dim=-1)
+    ends = torch.where(unlikely.any(dim=1), unlikely.int().argmax(dim=1), gamma)
+    tokens, accept_lens = verify_chain(p, q, drafts, generator)
+    reached = accept_lens - 1 >= ends
+    rows = torch.arange(p.shape[0])
+    drawn = sample_rows(p[rows, ends], generator)
+    last = torch.where(reached, drawn, tokens[rows, ends])
+    lens = torch.where(reached, ends + 1, accept_lens).to(torch.int32)
+    return ChainResult(tokens.scatter(1, ends[:, None], last[:, None]), lens)
+
+
 def install(worker: Any) -> None:
     """Called in the scheduler process with the worker once it is built."""
     samplers = {None: worker.sampler_cls, **{name: sampler_class(name) for name in MUTANTS}}
     trace: dict[str, list[tuple[int, int]]] | None = None
+    stop: float | None = None
     set_policy, step, describe = worker.set_policy, worker.forward_batch_generation, worker.describe
 
     def set_policy_or_mutant(changes: dict[str, Any]) -> None:
-        nonlocal trace
+        nonlocal trace, stop
         rest = dict(changes)
+        stop = rest.pop("stop", stop)
         chosen = samplers[rest.pop("mutant")] if "mutant" in rest else worker.sampler_cls
         tracing = rest.pop("trace", None)
         set_policy(rest)
         worker.sampler_cls = chosen
+        stop_below(worker.controller, stop)
         if tracing is not None:
             trace = {} if tracing else None
 
@@ -101,6 +126,16 @@ def install(worker: Any) -> None:
     worker.set_policy = set_policy_or_mutant
     worker.forward_batch_generation = traced_step
     worker.describe = lambda: {**describe(), **({} if trace is None else {"trace": trace})}
+
+
+def stop_below(controller: Any, confidence: float | None) -> None:
+    """End drafts where the first rows' mean confidence is below this; None: as the controller decides."""
+    for name in ("goes_on", "reach"):
+        vars(controller).pop(name, None)
+    if confidence is not None:
+        controller.stops_early = True
+        controller.reach = lambda gamma: gamma
+        controller.goes_on = lambda values: sum(values[:STOP_ROWS]) / len(values[:STOP_ROWS]) >= confidence
 
 
 def sampler_class(mutant: str) -> type[Any]:

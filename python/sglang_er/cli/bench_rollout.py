@@ -30,8 +30,8 @@ KV_AT_LEAST = 8192
 KV_RESERVE = 64
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define the options."""
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which server is measured; `bench policies` has the same choice."""
     from sglang_er.models.make import ARCHITECTURES, SHAPES
 
     server = parser.add_argument_group("the server, one of")
@@ -43,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the started server (default: as `serve`)")
     parser.add_argument("--port", type=int, metavar="P", help="of the started server (default: a free one)")
 
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the options."""
+    add_server_arguments(parser)
     work = parser.add_argument_group("the work")
     work.add_argument("--batch", type=int, metavar="B", help="requests in flight (default: 1; all of a length file's)")
     work.add_argument("--input", type=int, default=DEFAULT_TOKENS, metavar="N", help="prompt tokens (%(default)s)")
@@ -125,23 +129,15 @@ def _measure(args: argparse.Namespace, progress: Progress) -> None:
             raise ValueError(f"{path}: there is no folder {path.parent}")
     outputs, changes = output_lengths(args), policy_changes(args)
     at_once = args.batch or max(map(len, outputs)) if args.lengths else args.batch or 1
-    with _server(args, progress, kv_tokens(outputs, args.input, at_once)) as (client, card, cpu_clock):
+    with bench_server(args, progress, kv_tokens(outputs, args.input, at_once)) as (client, card, cpu_clock):
         text = prompts.knows_the_task(card)
         requests = [prompts.make_requests(batch, args.input, text, seed) for seed, batch in enumerate(outputs)]
         settings = _settings(args, requests, at_once, bench.policy_of(client.state(), changes))
         before = machine.look()
-        result = bench.measure_rollouts(client, settings, _teller(progress), cpu_clock)
+        result = bench.measure_rollouts(client, settings, teller(progress), cpu_clock)
         threads = client.state()["config"]["values"]["cpu_threads"]
-    about = {
-        **provenance.provenance(),
-        "machine": {**provenance.machine_facts(before, machine.look()), "server_threads": threads},
-        "model": {
-            "name": model_name(card),
-            "alpha_stated": card.get("alpha"),
-            "prompts": "task text" if text else "random token ids",
-        },
-    }
-    _write(args, result, about)
+    facts = {**provenance.machine_facts(before, machine.look()), "server_threads": threads}
+    _write(args, result, {**provenance.provenance(), "machine": facts, "model": model_facts(card, text)})
 
 
 def _settings(
@@ -161,11 +157,20 @@ def _settings(
     )
 
 
-def _teller(progress: Progress) -> Callable[[str, str, bool], None]:
+def teller(progress: Progress) -> Callable[[str, str, bool], None]:
     def tell(block: str, text: str, done: bool) -> None:
         (progress.note if done else progress.update)(f"{block}: {text}")
 
     return tell
+
+
+def model_facts(card: Mapping[str, Any], task_text: bool) -> dict[str, Any]:
+    """What a result says about the model and its prompts."""
+    return {
+        "name": model_name(card),
+        "alpha_stated": card.get("alpha"),
+        "prompts": "task text" if task_text else "random token ids",
+    }
 
 
 def model_name(card: Mapping[str, Any]) -> str:
@@ -175,7 +180,7 @@ def model_name(card: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _server(
+def bench_server(
     args: argparse.Namespace, progress: Progress, kv: int
 ) -> Iterator[tuple[Client, dict[str, Any], Callable[[], float]]]:
     """A client of the server, its model's card, and a clock of its processor time."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_er.config import RolloutConfig
 from sglang_er.engine.agreement import agreed
-from sglang_er.policy import GoodputPolicy, StepOutcome, StepState, cost_file, cost_model, make_policy
+from sglang_er.policy import GoodputPolicy, Policy, StepOutcome, StepState, cost_file, cost_model, make_policy
 from sglang_er.policy.cost_features import Step
 
 if TYPE_CHECKING:
@@ -23,21 +23,29 @@ class Controller:
     speculation saves, and is ready when it is chosen."""
 
     def __init__(
-        self, config: RolloutConfig, measured_on: Mapping[str, str], ranks: ProcessGroup | None = None
+        self,
+        config: RolloutConfig,
+        measured_on: Mapping[str, str],
+        ranks: ProcessGroup | None = None,
+        on_host: bool = True,
     ) -> None:
-        """`measured_on`: what costs belong to; `ranks`: those that run every pass together, None for one alone.
+        """`measured_on`: what costs belong to; `ranks`: those that run every pass together, None for one alone;
+        `on_host`: what the twin says can be looked at without waiting for a device.
 
         Raises StaleCosts or OSError for a file of costs that is no use.
         """
         self._ranks = ranks
+        self._may_stop_early = on_host and ranks is None
         self.measured_on = dict(measured_on)
         cost = cost_file.load(Path(config.cost_file), measured_on) if config.cost_file else None
         self.learnt = GoodputPolicy(config.gamma_max, cost=cost)
-        self.policy = make_policy(config, self.learnt)
+        self.configure(config)
 
     def configure(self, config: RolloutConfig) -> None:
         """Another policy; what was learnt stays."""
-        self.policy = make_policy(config, self.learnt)
+        self.policy: Policy = make_policy(config, self.learnt)
+        self.stops_early = self._may_stop_early and config.early_stop and self.policy is self.learnt
+        self.learnt.stops_early = self.stops_early
 
     def seed(self, timings: Sequence[tuple[str, Step, int, float]], spent: float) -> None:
         """Forwards that were timed at start-up."""
@@ -49,6 +57,14 @@ class Controller:
     def choose(self, state: StepState) -> int:
         """Draft length of this step, in 0..state.gamma_limit."""
         return agreed(max(0, min(state.gamma_limit, self.policy.choose(state))), self._ranks)
+
+    def reach(self, gamma: int) -> int:
+        """How far a draft may go that was chosen with this length, as long as `goes_on`."""
+        return max(gamma, self.learnt.reach) if self.stops_early else gamma
+
+    def goes_on(self, confidences: Sequence[float]) -> bool:
+        """Whether to draft on after a token with these confidences, one per drafting row; only if `stops_early`."""
+        return self.learnt.goes_on(confidences)
 
     def observe(self, outcome: StepOutcome) -> None:
         self.learnt.observe(outcome)

@@ -26,6 +26,10 @@ class Chain(NamedTuple):
     committed: torch.Tensor
     slots: torch.Tensor
 
+    def first(self, gamma: int) -> Chain:
+        """The chain of a draft that ended after `gamma` tokens."""
+        return self._replace(slots=self.slots[:, : gamma + 1])
+
     def rows(self, index: torch.Tensor) -> Chain:
         return Chain(self.req_pool_indices[index], self.committed[index], self.slots[index])
 

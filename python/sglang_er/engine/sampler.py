@@ -8,12 +8,14 @@ rejection  everything else: drafts from the filtered q, verified against the fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.layers.sampler import sampling_from_probs_torch, top_k_top_p_min_p_sampling_from_probs_torch
 
+from sglang_er import kernels
 from sglang_er.sampling.chain import ChainResult, sample_rows, verify_chain, verify_choices
 from sglang_er.sampling.filters import FilterParams, filtered_probs
 
@@ -23,10 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class DraftedChain:
-    """tokens: one int64 [B] per drafted position; probs: the q [B, V] each was drawn from (rejection only)."""
+    """tokens: one int64 [B] per drafted position; probs: the q [B, V] each was drawn from (rejection only);
+    confidences: one list [B] per position, where the draft may stop early; seconds: of the draft pass, nan if unknown.
+    """
 
-    tokens: list[torch.Tensor]
-    probs: list[torch.Tensor]
+    tokens: list[torch.Tensor] = field(default_factory=list)
+    probs: list[torch.Tensor] = field(default_factory=list)
+    confidences: list[list[float]] = field(default_factory=list)
+    seconds: float = math.nan
 
 
 def filter_params(info: SamplingBatchInfo) -> FilterParams:
@@ -70,6 +76,16 @@ class StepSampler:
             tokens = sample_rows(probs)
         drafted.tokens.append(tokens)
         return tokens
+
+    def confidences(self, logits: torch.Tensor, drafted: DraftedChain) -> list[float]:
+        """Of the tokens drafted last, from logits [R, V]: the twin's largest probability, unfiltered. Recorded."""
+        filters = self.params.need_top_p or self.params.need_top_k or self.params.need_min_p
+        if self.rule == "rejection" and not filters:
+            probs = drafted.probs[-1]
+        else:
+            probs = kernels.softmax_rows(logits, self.params.temperatures.flatten())
+        drafted.confidences.append(probs.amax(dim=-1).tolist())
+        return drafted.confidences[-1]
 
     def verify(self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain) -> ChainResult:
         """logits [R * (gamma + 1), V], positions flat alike -> committed tokens and accept lengths."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sglang_er.policy import StepOutcome, StepState
@@ -15,14 +16,16 @@ from sglang_er.policy import StepOutcome, StepState
 
 class LaunchedStep(NamedTuple):
     """`speculating`: indices of the rows that were drafted for, None = all. Seconds: of the host in the step; since the
-    end of the forward before; of the draft pass. The last two are nan where they are not known."""
+    end of the forward before; of the draft pass. The last two are nan where they are not known. `confidences` as in
+    StepOutcome."""
 
     state: StepState
     gamma: int
     speculating: list[int] | None
     host_seconds: float
     seconds: float
-    draft_seconds: float
+    draft_seconds: float = math.nan
+    confidences: Sequence[Sequence[float]] = ()
 
 
 class StepStats:
@@ -75,7 +78,9 @@ class StepStats:
         if launched.speculating is not None:
             counts = [correct_drafts[i] for i in launched.speculating]
         lens = [count + 1 for count in counts]
-        outcome = StepOutcome(launched.state, launched.gamma, lens, launched.seconds, launched.draft_seconds)
+        outcome = StepOutcome(
+            launched.state, launched.gamma, lens, launched.seconds, launched.draft_seconds, launched.confidences
+        )
         if launched.gamma == 0:
             return outcome
         self.speculating_request_steps += len(counts)

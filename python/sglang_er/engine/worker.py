@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -54,7 +53,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
         self.drafter = make_drafter(self.model_runner, self.twin, self.config)
         self.model_runner.weight_updater = WatchedWeightUpdater(self.model_runner.weight_updater, self._weights_changed)
-        self.controller = Controller(self.config, measured_on(self.model_runner))
+        self.controller = Controller(self.config, measured_on(self.model_runner), on_host=self.device == "cpu")
         self.stats = StepStats()
         self.sampler_cls: type[StepSampler] = StepSampler
         self.context_len = int(self.model_runner.model_config.context_len)
@@ -122,19 +121,23 @@ class EfficientRolloutWorker(BaseSpecWorker):
         started = time.perf_counter()
         speculating = rows.speculating_rows(batch)
         state = self._step_state(batch, speculating)
-        gamma, draft_seconds = 0, math.nan
+        gamma, drafted = 0, None
         if state.speculative_rows and state.gamma_limit > 0:
             self._refresh_twin()
             gamma = self.controller.choose(state)
         if gamma:
-            result, draft_seconds = self._speculative_step(batch, gamma, speculating)
+            result, drafted = self._speculative_step(batch, self.controller.reach(gamma), speculating)
+            gamma = len(drafted.tokens)
         else:
             result = self._plain_step(batch)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
         ended = time.perf_counter()
         since_last = self.stats.forward_ended(ended, (state.batch_size, gamma))
-        self.stats.launch_step(LaunchedStep(state, gamma, speculating, ended - started, since_last, draft_seconds))
+        step = LaunchedStep(state, gamma, speculating, ended - started, since_last)
+        if drafted is not None:
+            step = step._replace(draft_seconds=drafted.seconds, confidences=drafted.confidences)
+        self.stats.launch_step(step)
         return result
 
     def _prefill(
@@ -209,20 +212,19 @@ class EfficientRolloutWorker(BaseSpecWorker):
         return result
 
     def _speculative_step(
-        self, batch: ScheduleBatch, gamma: int, rows_to_draft: list[int] | None
-    ) -> tuple[GenerationBatchResult, float]:
-        """The result, and the draft pass's seconds: nan on a device that works behind the host's back."""
+        self, batch: ScheduleBatch, reach: int, rows_to_draft: list[int] | None
+    ) -> tuple[GenerationBatchResult, DraftedChain]:
+        """Draft 1..reach tokens per request, verify them, commit."""
         speculating = None
         if rows_to_draft is not None:
             speculating = torch.tensor(rows_to_draft, dtype=torch.int64).to(batch.seq_lens.device, non_blocking=True)
         committed = batch.seq_lens.to(torch.int64)
         bonus = batch.spec_info.bonus_tokens.to(torch.int64)
-        chain = forward.make_chain(self.model_runner, batch.req_pool_indices, committed, gamma)
+        chain = forward.make_chain(self.model_runner, batch.req_pool_indices, committed, reach)
         sampler = self.sampler_cls(batch.sampling_info, speculating)
 
-        began = time.perf_counter()
-        drafted = self._draft_pass(chain, bonus, gamma, sampler, speculating)
-        draft_seconds = time.perf_counter() - began if self.device == "cpu" else math.nan
+        drafted = self._draft_pass(chain, bonus, sampler, speculating)
+        chain, gamma = chain.first(len(drafted.tokens)), len(drafted.tokens)
         drafts = torch.stack(drafted.tokens, dim=1)
         if speculating is not None:
             # Rows that do not speculate verify copies of their bonus token; only position 0 is used.
@@ -234,24 +236,25 @@ class EfficientRolloutWorker(BaseSpecWorker):
         )
         self.model_runner.shared_read_done_event = None
         result = self._target_worker.forward_batch_generation(None, forward_batch=verify_batch, is_verify=True)
-        return self._commit(batch, result, verify_batch, sampler, drafted, speculating), draft_seconds
+        return self._commit(batch, result, verify_batch, sampler, drafted, speculating), drafted
 
     def _draft_pass(
-        self,
-        chain: forward.Chain,
-        bonus: torch.Tensor,
-        gamma: int,
-        sampler: StepSampler,
-        speculating: torch.Tensor | None,
+        self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler, speculating: torch.Tensor | None
     ) -> DraftedChain:
-        drafted = DraftedChain([], [])
+        """As many tokens as the chain has slots for, or fewer. A stop may depend on what was drafted, because all of it
+        is verified, and on q; a token once sampled is never taken back."""
+        drafted, began = DraftedChain(), time.perf_counter()
         tokens = bonus
         if speculating is not None:
             chain, tokens = chain.rows(speculating), bonus[speculating]
         with self.drafter.draft_pass(chain):
-            for step in range(gamma):
+            for step in range(chain.slots.shape[1] - 1):
                 logits = self.drafter.logits(chain, step, tokens)
                 tokens = sampler.draft(logits, chain.committed + step, drafted)
+                if self.controller.stops_early and not self.controller.goes_on(sampler.confidences(logits, drafted)):
+                    break
+        if self.device == "cpu":  # elsewhere the device works behind the host's back
+            drafted.seconds = time.perf_counter() - began
         return drafted
 
     def _commit(

@@ -24,6 +24,8 @@ class StepOutcome(NamedTuple):
     accept_lens: Sequence[int]  # tokens committed per request that drafted, bonus included; 1..gamma+1
     seconds: float  # since the end of the forward before; nan where something else ran or waited in between
     draft_seconds: float = float("nan")  # of these, the draft pass; nan where it cannot be told apart
+    # [i][r]: largest probability of the distribution that draft i of row r was drawn from; empty where nobody asked
+    confidences: Sequence[Sequence[float]] = ()
 
 
 class Policy(Protocol):

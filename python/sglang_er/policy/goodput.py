@@ -11,12 +11,14 @@ verdict is looked at again whatever it was: no state is final.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from sglang_er.policy.acceptance import AcceptanceTracker
+from sglang_er.policy.acceptance import TRACKED_ROWS, AcceptanceTracker
 from sglang_er.policy.base import StepOutcome, StepState
 from sglang_er.policy.cost_features import Step
 from sglang_er.policy.cost_model import CostModel
+from sglang_er.policy.early_stop import EarlyStop, Plan
 from sglang_er.policy.guard import Guard
 
 Objective = Literal["tokens", "makespan"]
@@ -45,11 +47,13 @@ class GoodputPolicy:
         self.cost = CostModel() if cost is None else cost
         self.tracker = AcceptanceTracker(gamma_max)
         self.guard = Guard()
+        self.early_stop = EarlyStop()
+        self.stops_early = False  # whether somebody asks `goes_on`
         self.objective: Objective = objective
         self._gamma_max = gamma_max
         self._hysteresis, self._probe_share = hysteresis, probe_share
         self._budget = 0.0
-        self._last = 0
+        self._last = self._reach = 0
         self._steps = self._probes = self._switches = 0
         self._predicted = self._measured = 0.0
 
@@ -57,6 +61,8 @@ class GoodputPolicy:
 
     def choose(self, state: StepState) -> int:
         limit = min(state.gamma_limit, self._gamma_max)
+        self._reach = 0
+        self.early_stop.begin(None)
         if state.speculative_rows == 0 or limit <= 0 or not self.cost.ready:
             return 0
         self._steps += 1
@@ -70,10 +76,23 @@ class GoodputPolicy:
         if self._budget > 0.0 and self._steps % _PROBE_EVERY == 0:
             probe = self._worth_probing(state, step, limit, seconds, rates, best)
             if probe is not None:
+                self._reach = probe
                 return probe
         self._switches += best != self._last
-        self._last = best
+        self._last = self._reach = best
+        if best and self.stops_early and state.speculative_rows <= TRACKED_ROWS and self.objective == "tokens":
+            self._reach = limit
+            self.early_stop.begin(Plan(state.batch_size, seconds, self.tracker.alphas(), rates[best]))
         return best
+
+    @property
+    def reach(self) -> int:
+        """How many tokens the step that was chosen last may draft, as long as `goes_on`."""
+        return self._reach
+
+    def goes_on(self, confidences: Sequence[float]) -> bool:
+        """Whether to draft on after a token with these confidences, one per drafting row."""
+        return self.early_stop.goes_on(confidences)
 
     def _tokens(self, state: StepState, limit: int) -> list[float]:
         """Expected tokens of the whole step by draft length, or under objective makespan those of the stragglers."""
@@ -121,6 +140,8 @@ class GoodputPolicy:
             predicted = self.cost.step(step, gamma, state.speculative_rows) if self.cost.ready else math.nan
             self.cost.observe_speculative(drafting, step, gamma, outcome.seconds, outcome.draft_seconds)
             self.tracker.observe(gamma, outcome.accept_lens, state.requests)
+            if outcome.confidences:
+                self.early_stop.observe(outcome.confidences, outcome.accept_lens)
             if self.cost.ready and outcome.seconds > 0.0:
                 tokens = sum(outcome.accept_lens) + state.batch_size - len(outcome.accept_lens)
                 self.guard.drafted(outcome.seconds, self.cost.plain(step) * tokens / state.batch_size)
@@ -138,6 +159,7 @@ class GoodputPolicy:
 
     def weights_changed(self) -> None:
         self.tracker.weights_changed()
+        self.early_stop.weights_changed()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -151,4 +173,5 @@ class GoodputPolicy:
             "acceptance": self.tracker.describe(),
             "cost": self.cost.describe(),
             "guard": self.guard.describe(),
+            "early_stop": self.early_stop.describe() if self.stops_early else None,
         }

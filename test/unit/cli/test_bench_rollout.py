@@ -97,7 +97,7 @@ def test_figures_go_to_the_table_and_to_the_file(counting_server, monkeypatch, t
     def server(args, progress, kv):
         yield counting_server, {"shape": "tiny", "arch": "qwen3", "sizes_of": "none", "alpha": 0.9}, lambda: 0.0
 
-    monkeypatch.setattr(bench_rollout, "_server", server)
+    monkeypatch.setattr(bench_rollout, "bench_server", server)
     path = tmp_path / "out.json"
     words = ["bench", "rollout", "--batch", "2", "--output", "12", "--blocks", "2", "--gamma", "2", "--json", str(path)]
     assert cli.main(words) == 0

@@ -28,7 +28,7 @@ def test_each_layer_wins_over_the_one_before(tmp_path: Path):
     file = tmp_path / "er.toml"
     file.write_text("gamma = 1\ngamma_max = 5\ngroup_size = 64\n")
     config = resolve(file, env={"SGLANG_ER_GAMMA": "2", "SGLANG_ER_GROUP_SIZE": "256"}, flags={"gamma": "4"})
-    assert (config.gamma, config.group_size, config.gamma_max, config.policy) == (4, 256, 5, "threshold")
+    assert (config.gamma, config.group_size, config.gamma_max, config.policy) == (4, 256, 5, "goodput")
     set_by = config.set_by()
     assert [set_by[name] for name in ("gamma", "group_size", "gamma_max", "policy")] == [
         "flag",
@@ -72,6 +72,7 @@ def test_defaults_follow_a_lower_gamma_max():
 OPTIONS = {
     "policy": st.sampled_from(["goodput", "fixed", "threshold"]),
     "objective": st.sampled_from(["tokens", "makespan"]),
+    "early_stop": st.booleans(),
     "gamma_max": st.integers(8, 16),
     "gamma": st.integers(0, 7),
     "thresholds": st.dictionaries(st.integers(1, 512), st.integers(0, 7), min_size=1).map(
@@ -157,7 +158,7 @@ def test_a_live_server_switches_policy_and_keeps_the_rest():
     assert (switched.group_size, switched.gamma_max) == (64, 9)
     assert switched.set_by()["policy"] == "admin"
     assert switched.set_by()["group_size"] == "flag"
-    assert config.policy == "threshold"
+    assert config.policy == "goodput"
 
 
 @pytest.mark.parametrize("name", sorted(set(RolloutConfig.model_fields) - SWITCHABLE))

@@ -173,7 +173,7 @@ def test_a_twin_that_equals_the_target_is_always_accepted(seeded, filtered: bool
     def run(length: int) -> torch.Tensor:
         sampler = seeded.ours.StepSampler(info, None)
         assert sampler.rule == "seeded"
-        drafted = seeded.ours.DraftedChain([], [])
+        drafted = seeded.ours.DraftedChain()
         for step in range(length):
             sampler.draft(logits[:, step], positions[:, step], drafted)
         flat = logits[:, : length + 1].reshape(-1, vocabulary)
