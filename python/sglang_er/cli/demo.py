@@ -104,11 +104,10 @@ def _demonstrate(args: argparse.Namespace, progress: Progress) -> Report:
 
 
 def _measure(args: argparse.Namespace, model: Path, server: ServerProcess, progress: Progress) -> Report:
-    from sglang_er.config import DEFAULT_THRESHOLDS
     from sglang_er.rollout import equality, machine, measure, report, workload
 
     client = server.client
-    policy: Mapping[str, Any] = {"policy": "threshold", "thresholds": DEFAULT_THRESHOLDS}
+    policy: Mapping[str, Any] = {"policy": "goodput"}
     if args.gamma is not None:
         policy = {"policy": "fixed", "gamma": args.gamma}
     progress.note("the server is up; a few tokens show how fast this machine is")

@@ -37,6 +37,9 @@ class StepStats:
         # By (batch size, gamma). Seconds from the end of the forward before: the scheduler's own work is a step's cost.
         self.cost_steps: Counter[tuple[int, int]] = Counter()
         self.cost_seconds: defaultdict[tuple[int, int], float] = defaultdict(float)
+        # By batch size: drafted tokens per row, and seconds of their draft passes, where these are timed.
+        self.draft_forwards: Counter[int] = Counter()
+        self.draft_seconds: defaultdict[int, float] = defaultdict(float)
         self.steps_by_gamma: Counter[int] = Counter()
         self.seconds_by_gamma: defaultdict[int, float] = defaultdict(float)
         self.request_steps = 0
@@ -52,6 +55,9 @@ class StepStats:
     def launch_step(self, step: LaunchedStep) -> None:
         self.steps_by_gamma[step.gamma] += 1
         self.seconds_by_gamma[step.gamma] += step.host_seconds
+        if step.draft_seconds > 0.0:  # not nan
+            self.draft_forwards[step.state.speculative_rows] += step.gamma
+            self.draft_seconds[step.state.speculative_rows] += step.draft_seconds
         self._pending.append(step)
 
     def forward_ended(self, now: float, step: tuple[int, int] | None = None) -> float:
@@ -120,4 +126,8 @@ class StepStats:
             "accepted_at": [self.accepted_at[i] for i in range(len(self.drafted_at))],
             "alpha": [round(self.accepted_at[i] / self.drafted_at[i], 4) for i in range(len(self.drafted_at))],
             "costs": self.costs(),
+            "draft_costs": {
+                str(size): {"forwards": forwards, "seconds": round(self.draft_seconds[size], 6)}
+                for size, forwards in sorted(self.draft_forwards.items())
+            },
         }

@@ -62,6 +62,14 @@ def test_a_step_costs_the_time_since_the_forward_before_it_and_a_prefill_costs_n
     }
 
 
+def test_a_draft_forward_costs_its_share_of_the_draft_pass():
+    stats = StepStats()
+    stats.launch_step(launched(2, None))
+    stats.launch_step(launched(3, None))
+    stats.launch_step(launched(0, None)._replace(draft_seconds=math.nan))
+    assert stats.describe()["draft_costs"] == {"3": {"forwards": 5, "seconds": 0.1}}
+
+
 def test_acceptance_counts_are_there_for_clients_that_take_differences():
     stats = StepStats()
     stats.launch_step(launched(2, None))
