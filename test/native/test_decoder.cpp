@@ -2,7 +2,6 @@
 // context only, bit for bit.
 #include <algorithm>
 
-#include "isa.h"
 #include "tiny_decoder.h"
 
 namespace sglang_er::cpu {
@@ -110,9 +109,8 @@ TEST(decode_equals_loops) {
     const Model model(random, kind, DType::kFloat32);
     DecoderBuffers buffers;
     const Matrix logits = run(model, buffers, 0, kLengths[0], 3);
-    // Dot products of bf16 pairs round what enters an exact linear to 8 bits of significand.
-    const bool rounds_x = active_isa() == Isa::kAvx512Bf16 && kind == LinearKind::kExact;
-    const double tolerance = rounds_x ? 1e-1 : 1e-3;
+    // An input next to the middle of two bf16 values may be rounded either way.
+    const double tolerance = model.lm_head.rounds_x() ? 3e-2 : 1e-3;
     for (int64_t b = 0; b < 2; ++b) {
       const auto expected = expected_logits(model, b);
       for (int64_t p = 0; p < kLengths[b]; ++p) {
