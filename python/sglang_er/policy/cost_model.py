@@ -33,6 +33,7 @@ from sglang_er.policy.cost_features import (
     draft_prior,
     features_of,
     target_prior,
+    verify_curve,
     verify_features,
 )
 from sglang_er.policy.linear_model import Features
@@ -44,6 +45,7 @@ _OUTLIERS_IN_A_ROW = 6
 _RELAX_EVERY = 32
 _RELAX = 0.01
 _REOPEN = 0.3
+_LEAST = 0.01  # of a plain step: a line through few points may cross zero
 
 
 class Estimate(NamedTuple):
@@ -124,7 +126,7 @@ class CostModel:
     def _dearer(self, step: Step) -> float:
         """Plain steps of this size, against what the prior expected of them."""
         features = features_of(step.rows, step)
-        return max(self._target.predict(features), 0.01) / self._target.expected(features)
+        return max(self._target.predict(features), _LEAST) / self._target.expected(features)
 
     def _anchor_draft(self, step: Step) -> None:
         """Before the first observation: the prior at the level of what is known."""
@@ -188,9 +190,13 @@ class CostModel:
         return gamma * self.draft(step._replace(rows=rows)) + self.verify(step, gamma)
 
     def curve(self, step: Step, limit: int, drafting: int) -> list[float]:
-        """Seconds of a step for the draft lengths 0..limit."""
-        draft = self.draft(step._replace(rows=drafting)) if limit else 0.0
-        return [self.plain(step), *(g * draft + self.verify(step, g) for g in range(1, limit + 1))]
+        """Seconds of a step for the draft lengths 0..limit, as `step` has them one by one."""
+        seconds = [self.plain(step)]
+        if limit > 0:
+            draft, scale = self.draft(step._replace(rows=drafting)), self.scale
+            for gamma, verify in enumerate(verify_curve(self._target.mean, step, limit), 1):
+                seconds.append(gamma * draft + scale * max(verify, _LEAST))
+        return seconds
 
     def estimate(self, step: Step, gamma: int, drafting: int | None = None) -> Estimate:
         """As `step`, with the deviation that comes from not knowing the models' weights."""
@@ -204,8 +210,7 @@ class CostModel:
         return Estimate(seconds, self.scale * math.sqrt(variance))
 
     def _seconds(self, kind: str, features: Features) -> float:
-        """Never below a hundredth of a plain step: a line through few points may cross zero."""
-        return self.scale * max(self._models[kind].predict(features), 0.01)
+        return self.scale * max(self._models[kind].predict(features), _LEAST)
 
     # -- keeping -------------------------------------------------------------------------------------------------
 
