@@ -36,7 +36,7 @@ from sglang_er.policy.cost_features import (
     verify_curve,
     verify_features,
 )
-from sglang_er.policy.linear_model import Features
+from sglang_er.policy.linear_model import Features, LinearModel
 
 NOISE = 0.03  # relative standard deviation of a step's seconds, before anything is known about it
 _LEAST_NOISE = 0.01
@@ -112,7 +112,8 @@ class CostModel:
         predicted = drafting.predict(of_draft) + verifying.predict(of_verify)
         noise = (self._noise["verify"] * predicted) ** 2
         spreads = drafting.variance(of_draft), verifying.variance(of_verify)
-        error = self._clipped("verify", seconds / self.scale - predicted, math.sqrt(sum(spreads) + noise))
+        spread = math.sqrt(sum(spreads) + noise)
+        error = self._clipped("verify", seconds / self.scale - predicted, spread, drafting)
         drafting.update(of_draft, error, noise + spreads[1])
         verifying.update(of_verify, error, noise + spreads[0])
         self._count("draft")
@@ -142,8 +143,8 @@ class CostModel:
         model.update(features, error, noise)
         self._count(kind)
 
-    def _clipped(self, kind: str, error: float, deviation: float) -> float:
-        """The error, or as much of it as a disturbance may have."""
+    def _clipped(self, kind: str, error: float, deviation: float, beside: LinearModel | None = None) -> float:
+        """The error, or as much of it as a disturbance may have; `beside`: another model that may be to blame."""
         limit = OUTLIER * deviation
         seen = min(abs(error) / deviation, OUTLIER)
         # Noise follows what is seen: E |z| = sqrt(2 / pi) for a normal z.
@@ -157,6 +158,8 @@ class CostModel:
         self._outliers[kind] = before + side if before * side > 0 else side
         if abs(self._outliers[kind]) >= _OUTLIERS_IN_A_ROW:
             self._models[kind].relax(_REOPEN)
+            if beside is not None:
+                beside.relax(_REOPEN)
             self._outliers[kind] = 0
         return math.copysign(limit, error)
 
