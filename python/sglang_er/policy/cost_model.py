@@ -44,6 +44,7 @@ OUTLIER = 3.0
 _OUTLIERS_IN_A_ROW = 6
 _RELAX_EVERY = 32
 _RELAX = 0.01
+_AGE = 0.01
 _REOPEN = 0.3
 _LEAST = 0.01  # of a plain step: a line through few points may cross zero
 
@@ -82,6 +83,9 @@ class CostModel:
             if not self.ready:
                 self.scale = seconds / self._target.predict(features_of(step.rows, step))
             self._learn("plain", features_of(step.rows, step), seconds / self.scale)
+            if self.observed["draft"] and self.observed["plain"] % _RELAX_EVERY == 0:
+                # While nothing is drafted, what was found of the draft pass ages: dear once is not dear for ever.
+                self._draft.age(_AGE, self._dearer(step))
 
     def observe_draft(self, step: Step, seconds: float) -> None:
         """One token's draft pass."""

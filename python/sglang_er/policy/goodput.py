@@ -121,7 +121,7 @@ class GoodputPolicy:
             predicted = self.cost.step(step, gamma, state.speculative_rows) if self.cost.ready else math.nan
             self.cost.observe_speculative(drafting, step, gamma, outcome.seconds, outcome.draft_seconds)
             self.tracker.observe(gamma, outcome.accept_lens, state.requests)
-            if self.cost.ready and outcome.seconds > 0.0:
+            if self.cost.ready and 0.0 < outcome.seconds < math.inf:
                 tokens = sum(outcome.accept_lens) + state.batch_size - len(outcome.accept_lens)
                 self.guard.drafted(outcome.seconds, self.cost.plain(step) * tokens / state.batch_size)
                 self._predicted += predicted if math.isfinite(predicted) else outcome.seconds

@@ -77,3 +77,10 @@ class LinearModel:
             [kept * entry + share * prior for entry, prior in zip(row, prior_row)]
             for row, prior_row in zip(self.triangle, self._prior)
         ]
+
+    def age(self, share: float, level: float) -> None:
+        """As `relax`, and the mean goes as far back, towards `level` times the prior's."""
+        kept = 1.0 - share
+        pull = share * level
+        self.mean = [kept * value + pull * prior for value, prior in zip(self.mean, self._prior_mean)]
+        self.relax(share)

@@ -104,7 +104,7 @@ def test_the_unit_of_time_does_not_matter(sizes, steps, factor, split):
         assert scaled.estimate(step, 3).deviation == factor * model.estimate(step, 3).deviation
 
 
-@examples(12)
+@examples(40)
 @given(
     st.sampled_from([0.5, 1.0, 2.0]),
     st.sampled_from([0.4, 1.0, 2.5]),
