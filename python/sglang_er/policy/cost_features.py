@@ -7,7 +7,7 @@ verify passes have. The draft's model has f, a and b.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sglang_er.policy.linear_model import LinearModel, Matrix
@@ -69,13 +69,14 @@ def _value(knots: tuple[int, ...], values: Sequence[float], rows: int) -> float:
     return below + (rows - low) / (knots[above] - low) * (values[above] - below)
 
 
-def verify_curve(weights: Sequence[float], step: Step, limit: int) -> list[float]:
-    """The weights' sum over `verify_features` for the draft lengths 1..limit, without the features."""
+def verify_at(weights: Sequence[float], step: Step, gammas: Iterable[int]) -> list[float]:
+    """The weights' sum over `verify_features` for each of these draft lengths, without the features."""
     whole, mean = step.context / _CONTEXT_UNIT, step.context / max(step.rows, 1) / _MEAN_CONTEXT_UNIT
     contexts = whole * (weights[_CONTEXT] + weights[_EXTRA_CONTEXT])
     contexts += mean * (weights[_MEAN_CONTEXT] + weights[_EXTRA_MEAN_CONTEXT])
     extra, found = weights[_EXTRA:_EXTRA_CONTEXT], []
-    for rows in range(2 * step.rows, (limit + 1) * step.rows + 1, step.rows):
+    for gamma in gammas:
+        rows = step.rows * (gamma + 1)
         found.append(_value(KNOTS, weights, rows) + _value(EXTRA_KNOTS, extra, rows) + contexts)
     return found
 

@@ -33,7 +33,7 @@ from sglang_er.policy.cost_features import (
     draft_prior,
     features_of,
     target_prior,
-    verify_curve,
+    verify_at,
     verify_features,
 )
 from sglang_er.policy.linear_model import Features, LinearModel
@@ -45,6 +45,8 @@ _OUTLIERS_IN_A_ROW = 6
 _RELAX_EVERY = 32
 _RELAX = 0.01
 _AGE = 0.01
+# A plain step costs at most so much of the verify passes with these draft lengths; more than 1, because both are noisy.
+_BOUND, _BOUNDS = 1.05, (1, 3, 7)
 _REOPEN = 0.3
 _LEAST = 0.01  # of a plain step: a line through few points may cross zero
 
@@ -69,6 +71,7 @@ class CostModel:
         self.observed: dict[str, int] = dict.fromkeys(KINDS, 0)
         self._target, self._draft = target_prior(), draft_prior()
         self._models = {"plain": self._target, "draft": self._draft, "verify": self._target}
+        self._told_apart = False  # whether verify passes were ever timed without the draft pass
         self._noise = dict.fromkeys(KINDS, NOISE)
         self._outliers = dict.fromkeys(KINDS, 0)
 
@@ -95,6 +98,7 @@ class CostModel:
 
     def observe_verify(self, step: Step, gamma: int, seconds: float) -> None:
         if self._usable(seconds) and self.ready:
+            self._told_apart = True
             self._learn("verify", verify_features(step, gamma), seconds / self.scale)
 
     def observe_speculative(self, draft: Step, verify: Step, gamma: int, seconds: float, draft_seconds: float) -> None:
@@ -180,7 +184,13 @@ class CostModel:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def plain(self, step: Step) -> float:
-        return self._seconds("plain", features_of(step.rows, step))
+        """Where all steps draft, plain ones are not measured and may be remembered from a slower time: they are no
+        dearer than a verify pass, which has their rows and more."""
+        seconds = self._seconds("plain", features_of(step.rows, step))
+        if self._told_apart:
+            verify = min(verify_at(self._target.mean, step, _BOUNDS))
+            seconds = min(seconds, _BOUND * self.scale * max(verify, _LEAST))
+        return seconds
 
     def draft(self, step: Step) -> float:
         seconds = self._seconds("draft", features_of(step.rows, step))
@@ -201,7 +211,8 @@ class CostModel:
         seconds = [self.plain(step)]
         if limit > 0:
             draft, scale = self.draft(step._replace(rows=drafting)), self.scale
-            for gamma, verify in enumerate(verify_curve(self._target.mean, step, limit), 1):
+            verifies = verify_at(self._target.mean, step, range(1, limit + 1))
+            for gamma, verify in enumerate(verifies, 1):
                 seconds.append(gamma * draft + scale * max(verify, _LEAST))
         return seconds
 

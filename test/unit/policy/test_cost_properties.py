@@ -153,6 +153,18 @@ def test_a_dearer_draft_pass_makes_every_draft_dearer_and_a_plain_step_not(sizes
     assert low[0] == pytest.approx(high[0], rel=1e-9) and all(less < more for less, more in zip(low[1:], high[1:]))
 
 
+@examples(40)
+@given(SIZES, st.integers(1, 80), st.sampled_from([0.3, 1.0, 3.0]), st.sampled_from([1, 3, 7]), st.integers(1, 128))
+def test_a_plain_step_is_never_believed_dearer_than_the_verify_passes_with_its_rows(sizes, steps, pace, gamma, rows):
+    """Plain steps were seen at one pace of the machine, verify passes at another."""
+    model, rng = taught(Machine(pace=3.0), sizes, steps), random.Random(1)
+    for _ in range(60):
+        Machine(pace=pace).tell(model, Step(rows, rows * 700), gamma, rng)
+    step = Step(rows, rows * 700)
+    assert model.plain(step) <= 1.05 * min(model.verify(step, drafts) for drafts in (1, 3, 7)) * (1 + 1e-9)
+    assert model.curve(step, gamma, rows)[0] == model.plain(step) == model.step(step, 0)
+
+
 def observations(size: int) -> st.SearchStrategy[list[tuple[list[tuple[int, float]], float, float]]]:
     """(sparse features, error of what is seen, noise)."""
     value = st.floats(-2.0, 2.0).map(lambda number: round(number, 3))
