@@ -152,9 +152,11 @@ def sampler_class(mutant: str) -> type[Any]:
             drafted.probs.append(reported)
             return tokens
 
-        def verify(self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain) -> ChainResult:
+        def verify(
+            self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain, in_place: bool = False
+        ) -> ChainResult:
             if self.rule != "rejection":
-                return super().verify(logits, positions, drafted)
+                return super().verify(logits, positions, drafted, in_place)
             drafts = torch.stack(drafted.tokens, dim=1)
             batch, gamma = drafts.shape
             p = filtered_probs(logits, self.params.repeat(gamma + 1)).view(batch, gamma + 1, -1)

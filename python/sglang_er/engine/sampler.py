@@ -87,8 +87,11 @@ class StepSampler:
         drafted.confidences.append(probs.amax(dim=-1).tolist())
         return drafted.confidences[-1]
 
-    def verify(self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain) -> ChainResult:
-        """logits [R * (gamma + 1), V], positions flat alike -> committed tokens and accept lengths."""
+    def verify(
+        self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain, in_place: bool = False
+    ) -> ChainResult:
+        """logits [R * (gamma + 1), V], positions flat alike -> committed tokens and accept lengths. `in_place`: nobody
+        needs the logits afterwards."""
         gamma = len(drafted.tokens)
         drafts = torch.stack(drafted.tokens, dim=1)
         if self.greedy:
@@ -97,7 +100,7 @@ class StepSampler:
         if self.seeds is not None:
             choices = self._seeded(logits, params, self.seeds.repeat_interleave(gamma + 1), positions)
             return verify_choices(choices.view(-1, gamma + 1), drafts)
-        p = filtered_probs(logits, params).view(drafts.shape[0], gamma + 1, -1)
+        p = filtered_probs(logits, params, in_place).view(drafts.shape[0], gamma + 1, -1)
         return verify_chain(p, torch.stack(drafted.probs, dim=1), drafts)
 
     @staticmethod

@@ -276,7 +276,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
             standard = standard_rows.sample(self.model_runner, batch, logits.view(len(batch.reqs), width, -1)[:, 0])
             logits = logits.view(len(batch.reqs), width, -1)[speculating].reshape(-1, logits.shape[-1])
             positions = positions.view(-1, width)[speculating].reshape(-1)
-        tokens, accept_lens = sampler.verify(logits, positions, drafted)
+        tokens, accept_lens = sampler.verify(logits, positions, drafted, in_place=not batch.return_logprob)
         if standard is not None:
             tokens, accept_lens = standard_rows.merge(standard, tokens, accept_lens, speculating)
         if batch.return_logprob:

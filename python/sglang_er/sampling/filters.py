@@ -47,10 +47,12 @@ class FilterParams(NamedTuple):
         )
 
 
-def filtered_probs(logits: torch.Tensor, params: FilterParams) -> torch.Tensor:
-    """logits [R, V] -> probabilities fp32 [R, V], zero outside the filters' support. `logits` is left alone."""
+def filtered_probs(logits: torch.Tensor, params: FilterParams, in_place: bool = False) -> torch.Tensor:
+    """logits [R, V] -> probabilities fp32 [R, V], zero outside the filters' support. `logits` is left alone, unless
+    `in_place` allows to overwrite it: a fresh tensor of tens of megabytes costs more than what is written to it."""
     if not (params.need_top_p or params.need_top_k or params.need_min_p):
-        return kernels.softmax_rows(logits, params.temperatures.flatten())
+        out = logits if in_place and logits.dtype == torch.float32 and logits.is_contiguous() else None
+        return kernels.softmax_rows(logits, params.temperatures.flatten(), out)
     # What lies on a filter's boundary is decided by the last bit, so here it is SGLang's own arithmetic.
     probs = torch.softmax(logits.float() / params.temperatures, dim=-1)
     ranked, order = probs.sort(dim=-1, descending=True)

@@ -19,6 +19,7 @@ from sglang_er.config import from_env
 from sglang_er.engine.cpu import executor
 from sglang_er.engine.cpu.attention import create_cpu_attention_backend
 from sglang_er.engine.cpu.platform import ATTENTION_BACKEND, allow_attention_backend
+from sglang_er.sampling.chain import sample_rows
 from sglang_er.sampling.gumbel import murmur_hash32
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def register() -> None:
     HookRegistry.register(f"{unquantized}.apply", apply_linear, HookType.AROUND)
     processor = "sglang.srt.layers.logits_processor.LogitsProcessor"
     HookRegistry.register(f"{processor}._compute_lm_head", compute_lm_head, HookType.AROUND)
+    HookRegistry.register("sglang.srt.layers.sampler.sampling_from_probs_torch", sample_from_probs, HookType.AROUND)
     HookRegistry.register("sglang.srt.utils.common.support_triton", support_triton, HookType.AROUND)
     HookRegistry.register("sglang.srt.mem_cache.allocation.get_last_loc", get_last_loc, HookType.AROUND)
     HookRegistry.register("sglang.srt.utils.numa_utils.init_threads_binding", init_threads_binding, HookType.AROUND)
@@ -116,6 +118,19 @@ def compute_lm_head(
     if weight is None or not plain or not executor.own_kernels:
         return original(processor, hidden_states, lm_head, embedding_bias)
     return kernels.bf16_linear(hidden_states, weight.data)
+
+
+def sample_from_probs(
+    original: Callable[..., torch.Tensor],
+    probs: torch.Tensor,
+    sampling_seed: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One draw a row, int32 [R]. torch.multinomial takes most of a plain step of 32 requests with a vocabulary of
+    150,000 (docs/decisions.md)."""
+    if sampling_seed is not None or probs.dtype != torch.float32 or not executor.own_kernels:
+        return original(probs, sampling_seed=sampling_seed, positions=positions)
+    return sample_rows(probs).to(torch.int32)
 
 
 def support_triton(original: Callable[[str], bool], backend: str) -> bool:
