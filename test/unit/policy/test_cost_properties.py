@@ -90,7 +90,8 @@ def test_a_curve_says_what_every_step_of_it_says(sizes, steps, rows, context, dr
     estimates = [model.estimate(step, gamma, drafting) for gamma in range(8)]
     assert [estimate.seconds for estimate in estimates] == pytest.approx(curve, rel=1e-9)
     assert all(estimate.deviation > 0 for estimate in estimates)
-    assert model.curve(step, 0, drafting) == [curve[0]]
+    for limit in (0, 1, 5):
+        assert model.curve(step, limit, drafting) == pytest.approx(curve[: limit + 1], rel=1e-9)
 
 
 @examples(25)
