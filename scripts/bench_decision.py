@@ -6,7 +6,7 @@ grow, requests that leave and are followed by others, their names told where the
 pretence is not timed. Batch sizes lie between half of the one shown and all of it, so that no step repeats another.
 
     python scripts/bench_decision.py                     # limit: 100 us at batch 256, no growth of memory
-    python scripts/bench_decision.py --clock cpu         # on a machine that is busy
+    python scripts/bench_decision.py --clock wall        # with what other programs take from it
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main() -> int:
     parser.add_argument("--gammas", type=_numbers, default=[5, 15], help="values of gamma_max")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--memory-steps", type=int, default=100_000, help="0: memory is not looked at")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu", help="this thread's processor time, or all")
     args = parser.parse_args()
     clock = time.perf_counter if args.clock == "wall" else time.thread_time
 

@@ -23,7 +23,7 @@ machine has changed, and reopen the model. Times that are no times (nan, 0, nega
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sglang_er.policy.cost_features import (
@@ -186,10 +186,12 @@ class CostModel:
     def plain(self, step: Step) -> float:
         """Where all steps draft, plain ones are not measured and may be remembered from a slower time: they are no
         dearer than a verify pass, which has their rows and more."""
+        return self._plain(step, verify_at(self._target.mean, step, _BOUNDS) if self._told_apart else ())
+
+    def _plain(self, step: Step, verifies: Sequence[float]) -> float:
         seconds = self._seconds("plain", features_of(step.rows, step))
-        if self._told_apart:
-            verify = min(verify_at(self._target.mean, step, _BOUNDS))
-            seconds = min(seconds, _BOUND * self.scale * max(verify, _LEAST))
+        if verifies and self._told_apart:
+            seconds = min(seconds, _BOUND * self.scale * max(min(verifies), _LEAST))
         return seconds
 
     def draft(self, step: Step) -> float:
@@ -208,12 +210,14 @@ class CostModel:
 
     def curve(self, step: Step, limit: int, drafting: int) -> list[float]:
         """Seconds of a step for the draft lengths 0..limit, as `step` has them one by one."""
-        seconds = [self.plain(step)]
-        if limit > 0:
-            draft, scale = self.draft(step._replace(rows=drafting)), self.scale
-            verifies = verify_at(self._target.mean, step, range(1, limit + 1))
-            for gamma, verify in enumerate(verifies, 1):
-                seconds.append(gamma * draft + scale * max(verify, _LEAST))
+        if limit < 1:
+            return [self.plain(step)]
+        verifies = verify_at(self._target.mean, step, range(1, limit + 1))
+        reached = limit >= max(_BOUNDS)
+        seconds = [self._plain(step, [verifies[gamma - 1] for gamma in _BOUNDS]) if reached else self.plain(step)]
+        draft, scale = self.draft(step._replace(rows=drafting)), self.scale
+        for gamma, verify in enumerate(verifies, 1):
+            seconds.append(gamma * draft + scale * max(verify, _LEAST))
         return seconds
 
     def estimate(self, step: Step, gamma: int, drafting: int | None = None) -> Estimate:

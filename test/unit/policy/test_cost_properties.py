@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.properties import examples
 
@@ -90,7 +90,8 @@ def test_a_curve_says_what_every_step_of_it_says(sizes, steps, rows, context, dr
     estimates = [model.estimate(step, gamma, drafting) for gamma in range(8)]
     assert [estimate.seconds for estimate in estimates] == pytest.approx(curve, rel=1e-9)
     assert all(estimate.deviation > 0 for estimate in estimates)
-    assert model.curve(step, 0, drafting) == [curve[0]]
+    for limit in (0, 1, 5):
+        assert model.curve(step, limit, drafting) == pytest.approx(curve[: limit + 1], rel=1e-9)
 
 
 @examples(25)
@@ -112,6 +113,7 @@ def test_the_unit_of_time_does_not_matter(sizes, steps, factor, split):
     st.booleans(),
     st.integers(0, 99),
 )
+@example(2.0, 2.5, 1, False, 0)  # the surprise belongs to the draft pass, and only the sum is seen
 def test_drifted_costs_are_found_again(target, draft, rows, split, seed):
     """Another pace of the whole machine, another share of the draft pass, or both, after a long quiet time."""
     model, rng = taught(Machine(), [rows], 300, seed, split), random.Random(seed + 1)
