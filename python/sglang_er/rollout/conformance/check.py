@@ -62,7 +62,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`status`: passed, failed or skipped. `reason`: why not passed, or a note. `gone`: it could not be brought back."""
+    """`status`: passed, failed or skipped. `reason`: why not passed, or a note.
+
+    `gone`: the server could not be brought back to how it was found.
+    """
 
     check: Check
     status: str
