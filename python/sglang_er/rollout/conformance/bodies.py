@@ -48,9 +48,9 @@ def greedy(prompt: Sequence[int], tokens: int) -> dict[str, Any]:
     return areal(prompt, tokens, temperature=0.0, ignore_eos=True)
 
 
-def scoring(sequence: Sequence[int], start: int = 0, temperature: float = 1.0) -> dict[str, Any]:
+def scoring(sequence: Sequence[int], start: int = 0) -> dict[str, Any]:
     """slime's request to a teacher: the logprobs of `sequence` from position `start` on, no token generated."""
-    sampling = {"temperature": temperature, "max_new_tokens": 0, "skip_special_tokens": False}
+    sampling = {"temperature": 1.0, "max_new_tokens": 0, "skip_special_tokens": False}
     return {
         "input_ids": list(sequence),
         "sampling_params": sampling,

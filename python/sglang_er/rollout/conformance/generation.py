@@ -15,7 +15,7 @@ CONCURRENT = 64
 
 def exact_greedy(session: Session, prompt: Sequence[int], output: Sequence[int], what: str) -> None:
     """Every token is the policy's most likely one, up to the rounding between decoding and scoring."""
-    short = session.shortfall(prompt, output)
+    short = [best - own for own, best in zip(*session.score(prompt, output))]
     worst = max(range(len(short)), key=lambda i: short[i])
     expect(
         short[worst] <= session.tolerance,
@@ -24,17 +24,33 @@ def exact_greedy(session: Session, prompt: Sequence[int], output: Sequence[int],
     )
 
 
-def own_logprobs(session: Session, prompt: Sequence[int], reply: replies.Reply, temperature: float, what: str) -> None:
-    """The logprobs of a reply are those that scoring gives, at the request's temperature."""
-    output = replies.output_ids(reply)
-    scored = session.rescore(prompt, output, temperature)
-    gaps = [abs(a - b) for a, b in zip(replies.logprobs(reply), scored)]
+def own_logprobs(session: Session, prompt: Sequence[int], reply: replies.Reply, what: str) -> None:
+    """The logprobs of a reply at temperature 1 are those that scoring gives."""
+    returned = replies.logprobs(reply)
+    scored, _ = session.score(prompt, replies.output_ids(reply))
+    gaps = [abs(a - b) for a, b in zip(returned, scored)]
     worst = max(range(len(gaps)), key=lambda i: gaps[i])
     expect(
         gaps[worst] <= session.tolerance,
         "L2",
-        f"{what}: the logprob of token {worst} is {replies.logprobs(reply)[worst]:.4f}, scored {scored[worst]:.4f}",
+        f"{what}: the logprob of token {worst} is {returned[worst]:.4f}, scored {scored[worst]:.4f}",
     )
+
+
+def tempered_logprobs(
+    session: Session, prompt: Sequence[int], reply: replies.Reply, temperature: float, what: str
+) -> None:
+    """Scoring knows no temperature, but a token's distance to the best one is 1/T of what it is at T = 1."""
+    returned = replies.logprobs(reply)
+    tops = [float(entry[0][0]) for entry in reply["meta_info"]["output_top_logprobs"]]
+    scored, best = session.score(prompt, replies.output_ids(reply))
+    for index, (own, top, own_1, top_1) in enumerate(zip(returned, tops, scored, best)):
+        got, due = top - own, (top_1 - own_1) / temperature
+        expect(
+            abs(got - due) <= 2 * session.tolerance / temperature,
+            "L2",
+            f"{what}: token {index} is {got:.4f} nats below the best one, {due:.4f} by scoring",
+        )
 
 
 def rollout_requests(session: Session) -> str | None:
@@ -87,13 +103,16 @@ def rescored(session: Session) -> str | None:
     for gamma in gammas:
         session.wait_idle()
         session.draft(gamma)
-        for temperature in (1.0, 0.7):
-            for index in range(3):
-                prompt = session.prompt(30 + index, 10 + 9 * index)
-                reply = session.generate(bodies.slime(prompt, TOKENS, temperature=temperature, ignore_eos=True))
-                replies.aligned(reply, f"temperature {temperature}", TOKENS)
-                drafts = "changing drafts" if gamma is None else f"drafts of {gamma}"
-                own_logprobs(session, prompt, reply, temperature, f"temperature {temperature}, {drafts}")
+        drafts = "changing drafts" if gamma is None else f"drafts of {gamma}"
+        for index in range(3):
+            prompt = session.prompt(30 + index, 10 + 9 * index)
+            reply = session.generate(bodies.slime(prompt, TOKENS, ignore_eos=True))
+            replies.aligned(reply, f"T = 1, {drafts}", TOKENS)
+            own_logprobs(session, prompt, reply, f"T = 1, {drafts}")
+            body = bodies.slime(prompt, TOKENS, temperature=0.7, ignore_eos=True) | {"top_logprobs_num": 1}
+            reply = session.generate(body)
+            replies.aligned(reply, f"T = 0.7, {drafts}", TOKENS)
+            tempered_logprobs(session, prompt, reply, 0.7, f"T = 0.7, {drafts}")
     return None
 
 

@@ -183,7 +183,7 @@ def _new_policy_goes_on(session: Session, prompt: list[int], reply: Reply) -> No
     output, (_, (_, at, _)) = replies.output_ids(reply), replies.spans(reply, "across a pause")
     exact_greedy(session, prompt + output[:at], output[at:], f"after the split at token {at}")
     after = {"meta_info": {"output_token_logprobs": reply["meta_info"]["output_token_logprobs"][at:]}}
-    own_logprobs(session, prompt + output[:at], after, 1.0, f"after the split at token {at}")
+    own_logprobs(session, prompt + output[:at], after, f"after the split at token {at}")
 
 
 CHECKS = (

@@ -199,17 +199,15 @@ class Session:
         """All at once; the replies in order."""
         return [future.result() for future in [self.start(body) for body in wanted]]
 
-    def rescore(self, prompt: Sequence[int], output: Sequence[int], temperature: float = 1.0) -> list[float]:
-        """Logprobs of `output` after `prompt`, from a pass that generates nothing."""
-        body = bodies.scoring([*prompt, *output], len(prompt) - 1, temperature)
-        return [float(entry[0]) for entry in self.generate(body)["meta_info"]["input_token_logprobs"][-len(output) :]]
+    def score(self, prompt: Sequence[int], output: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Logprobs of `output` after `prompt`, and of the best token at each place, from a pass that generates nothing.
 
-    def shortfall(self, prompt: Sequence[int], output: Sequence[int]) -> list[float]:
-        """By how much each token's logprob, scored, is below the best token's there: 0 for a greedy answer."""
+        SGLang 0.5.21 scores at temperature 1 whatever the request says.
+        """
         body = bodies.scoring([*prompt, *output], len(prompt) - 1) | {"top_logprobs_num": 1}
         meta = self.generate(body)["meta_info"]
         own, best = (meta[name][-len(output) :] for name in ("input_token_logprobs", "input_top_logprobs"))
-        return [top[0][0] - entry[0] for entry, top in zip(own, best)]
+        return [float(entry[0]) for entry in own], [float(top[0][0]) for top in best]
 
     # State
 

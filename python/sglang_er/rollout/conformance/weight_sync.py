@@ -191,7 +191,7 @@ def partial(session: Session) -> str | None:
     prompt = session.prompt(9)
     reply = session.generate(bodies.slime(prompt, 48, ignore_eos=True))
     replies.aligned(reply, "half of the tensors updated", 48)
-    own_logprobs(session, prompt, reply, 1.0, "half of the tensors updated")
+    own_logprobs(session, prompt, reply, "half of the tensors updated")
     return None
 
 
