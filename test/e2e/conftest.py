@@ -10,6 +10,7 @@ import pytest
 from support.equality import greedy, ids, lively
 from support.prompts import mixed_prompts
 from support.server import Server
+from support.updates import measure
 
 OUTPUT_TOKENS = 128
 # Below this distance between the two best logprobs, rounding (about 1e-6, it depends on the batch) may decide.
@@ -77,6 +78,12 @@ def updated_spec(server: Callable[[str], Server], flat_model: Callable[[str, int
     update_from_disk(spec, flat_model("qwen3", 0))
     checkpoints = {seed: flat_model("qwen3", seed) for seed in (0, 1)}
     return UpdatedServer(spec, before, spec.state()["twin"], checkpoints)
+
+
+@pytest.fixture(scope="session")
+def fresh(server: Callable[[str], Server], updated_spec: UpdatedServer) -> list[dict[str, Any]]:
+    """The requests of `updated_spec` on a speculating server that started on seed 0."""
+    return measure(server("seeded"), updated_spec)
 
 
 @pytest.fixture
