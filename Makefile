@@ -34,6 +34,7 @@ format: setup
 
 bench: setup
 	$(VENV)/python scripts/bench_step.py
+	$(VENV)/python scripts/bench_decision.py
 	$(VENV)/sglang-er bench kernels
 
 # .venv and the user's cache stay: they are remade from the lock files when those change.

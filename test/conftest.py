@@ -49,7 +49,10 @@ SERVERS = {
     # Overlap, page size 1, chunked prefill; starts on other weights (seed 1): tests update it to seed 0 first.
     "spec": ServerSpec(
         seed=1,
-        flags=("--chunked-prefill-size", "64", "--max-total-tokens", "16384", "--enable-custom-logit-processor"),
+        flags=(
+            *("--chunked-prefill-size", "64", "--max-total-tokens", "16384", "--enable-custom-logit-processor"),
+            "--enable-metrics",
+        ),
         env={"SGLANG_ER_TEST_HOOK": "support.mutants:install", **_TEST_PATH},
     ),
     # Deterministic inference: per-request seeds. Nothing of ours is called to start it: the name must resolve early.
@@ -140,7 +143,7 @@ def server(
                 log = tmp_path_factory.mktemp("logs") / f"{name}.log"
                 model = flat_model(spec.arch, spec.seed)
                 # One thread: these models are too small for two, and several servers share the cores.
-                env = {"SGLANG_ER_CPU_THREADS": "1", **spec.env}
+                env = {"SGLANG_ER_CPU_THREADS": "1", "SGLANG_ER_CHECK_EPOCHS": "true", **spec.env}
                 context = running_server(model, log, *_COMMON, *spec.flags, env=env, command=spec.command)
                 started[name] = stack.enter_context(context)
             return started[name]

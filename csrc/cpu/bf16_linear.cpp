@@ -5,7 +5,8 @@ namespace sglang_er::cpu {
 
 void bf16_linear(const Bf16LinearCall& call) {
   switch (active_isa()) {
-    case Isa::kAvx512Bf16:  // bf16 products would round x
+    case Isa::kAvx512Bf16:
+      return bf16_linear_avx512_bf16(call);
     case Isa::kAvx512:
       return bf16_linear_avx512(call);
     case Isa::kAvx2:

@@ -10,7 +10,8 @@
 // in registers at a time, and each vector of W, once converted to fp32, serves T rows. The first touch is
 // spread: tile t of the current slice prefetches its share of the slice that follows.
 // x is rearranged once per call into tiles [step of 32 inputs][T][32] of fp32. Where a step of W converts
-// cheaper as even and odd inputs (bf16: one shift or mask for two inputs), x lies the same way.
+// cheaper as even and odd inputs (bf16: one shift or mask for two inputs), x lies the same way. An
+// instruction set with dot products of bf16 pairs (P::kDot) takes W as it is and x rounded to bf16.
 //
 // A sum's lanes and order are the same whatever the other rows, slices and threads are: a row's result does
 // not depend on them.
@@ -30,12 +31,19 @@ namespace sglang_er::cpu {
 namespace {
 
 constexpr int kStep = 2 * kLanes;    // inputs that one step takes of each row of W
-constexpr int64_t kSliceSteps = 32;  // 2 KiB of a bf16 row, 24 KiB of a tile of x: both fit L1 several times
+constexpr int64_t kSliceSteps = 32;  // 2 KiB of a bf16 row, 24 KiB of an fp32 tile of x: several fit L1
 constexpr int kBlockRows = 16;
 // Rows of x in a pass. The sums of a block are on the stack, 64 KiB; x must stay in L2: once it does not,
 // reading W a second time is cheaper (measured at K = 8960, M = 64: 2.3 MB of x cost a tenth).
 constexpr int kMaxRows = 64;
 constexpr int64_t kPanelBytes = 1280 << 10;
+
+// W enters dot products of bf16 pairs, without conversion.
+template <class P, class W>
+constexpr bool dots = P::kDot && std::is_same_v<W, BFloat16>;
+// Elements of a tile of x.
+template <class P, class W>
+using PanelX = std::conditional_t<dots<P, W>, BFloat16, float>;
 
 // One half of a step of 32 weights as fp32 lanes. `split<W>`: half h holds inputs 2i + h, else 16h + i.
 template <class W>
@@ -49,21 +57,22 @@ SGLANG_ER_INLINE Floats load_half(const W* weights) {
   }
 }
 
+template <class X>
 struct Panel {
-  float* x;
+  X* x;
   int64_t row_elements;  // K padded to kStep
 
-  float* tile(int64_t first_row) const { return x + first_row * row_elements; }
+  X* tile(int64_t first_row) const { return x + first_row * row_elements; }
 };
 
 // First row of tile t when m rows are cut into `tiles` tiles of nearly equal size.
 SGLANG_ER_INLINE int64_t tile_start(int64_t m, int64_t tiles, int64_t t) { return m * t / tiles; }
 
-template <bool kSplit, class X>
-void fill_tile(const Bf16LinearCall& call, const Panel& panel, int64_t first_row, int rows) {
+template <class P, class W, class X>
+void fill_tile(const Bf16LinearCall& call, const Panel<PanelX<P, W>>& panel, int64_t first_row, int rows) {
   for (int row = 0; row < rows; ++row) {
     const X* source = static_cast<const X*>(call.x) + (first_row + row) * call.x_stride;
-    float* target = panel.tile(first_row) + row * kStep;
+    PanelX<P, W>* target = panel.tile(first_row) + row * kStep;
     for (int64_t k = 0; k < call.k; k += kStep, target += rows * kStep) {
       float values[kStep];
       const int64_t left = call.k - k;
@@ -75,7 +84,9 @@ void fill_tile(const Bf16LinearCall& call, const Panel& panel, int64_t first_row
         store(values, load_first(source + k, first));
         store(values + kLanes, load_first(source + k + first, static_cast<int>(left) - first));
       }
-      if constexpr (kSplit) {
+      if constexpr (dots<P, W>) {
+        P::store_rounded(target, values);
+      } else if constexpr (split<W>) {
         for (int i = 0; i < kLanes; ++i) target[i] = values[2 * i];
         for (int i = 0; i < kLanes; ++i) target[kLanes + i] = values[2 * i + 1];
       } else {
@@ -95,6 +106,22 @@ SGLANG_ER_INLINE void half_step(Floats (&acc)[R][T], const W* weight, int64_t st
   }
 }
 
+// Adds a step of 32 inputs: R rows of W times T rows of x.
+template <class P, int T, int R, class W>
+SGLANG_ER_INLINE void add_step(Floats (&acc)[R][T], const W* weight, int64_t stride, const PanelX<P, W>* x) {
+  if constexpr (dots<P, W>) {
+    typename P::Pairs inputs[T];
+    for (int t = 0; t < T; ++t) inputs[t] = P::load_pairs(x + t * kStep);
+    for (int r = 0; r < R; ++r) {
+      const typename P::Pairs weights = P::load_pairs(weight + r * stride);
+      for (int t = 0; t < T; ++t) acc[r][t] = P::dot(acc[r][t], weights, inputs[t]);
+    }
+  } else {
+    half_step<P, 0>(acc, weight, stride, x);
+    half_step<P, 1>(acc, weight, stride, x);
+  }
+}
+
 // What a call prefetches while it works: the same inputs of rows first..last, `offset` elements further on.
 struct Ahead {
   int64_t offset;
@@ -103,8 +130,8 @@ struct Ahead {
 
 // Adds inputs [0, count) of R rows of W times T rows of x to sums[t][r][16].
 template <class P, int T, int R, class W>
-void accumulate(const W* weight, int64_t stride, int64_t count, const float* x, float* sums, bool fresh,
-                Ahead ahead) {
+void accumulate(const W* weight, int64_t stride, int64_t count, const PanelX<P, W>* x, float* sums,
+                bool fresh, Ahead ahead) {
   Floats acc[R][T];
   for (int r = 0; r < R; ++r) {
     for (int t = 0; t < T; ++t) acc[r][t] = fresh ? zero() : load(sums + (t * kBlockRows + r) * kLanes);
@@ -117,15 +144,13 @@ void accumulate(const W* weight, int64_t stride, int64_t count, const float* x, 
       __builtin_prefetch(next + line * stride + k, 0, 2);
       if constexpr (sizeof(W) == 4) __builtin_prefetch(next + line * stride + k + kLanes, 0, 2);
     }
-    half_step<P, 0>(acc, weight + k, stride, x);
-    half_step<P, 1>(acc, weight + k, stride, x);
+    add_step<P>(acc, weight + k, stride, x);
   }
   if (k < count) {
     alignas(64) W padded[R * kStep] = {};
     for (int r = 0; r < R; ++r)
       std::memcpy(padded + r * kStep, weight + r * stride + k, static_cast<size_t>(count - k) * sizeof(W));
-    half_step<P, 0>(acc, padded, kStep, x);
-    half_step<P, 1>(acc, padded, kStep, x);
+    add_step<P>(acc, padded, kStep, x);
   }
   for (int r = 0; r < R; ++r) {
     for (int t = 0; t < T; ++t) store(sums + (t * kBlockRows + r) * kLanes, acc[r][t]);
@@ -140,7 +165,7 @@ struct Block {
 
 // One slice of a block times one tile of x: R rows of W at a time, the rest one by one.
 template <class P, int T, class W>
-void slice_tile(const W* weight, int64_t stride, int rows, int64_t count, const float* x, float* sums,
+void slice_tile(const W* weight, int64_t stride, int rows, int64_t count, const PanelX<P, W>* x, float* sums,
                 bool fresh, int64_t ahead, int64_t tile, int64_t tiles) {
   constexpr int R = P::rows_at_once(T);
   static_assert(kBlockRows % R == 0);
@@ -174,7 +199,7 @@ void store_rows(const Bf16LinearCall& call, const float* sums, Block block) {
 }
 
 template <class P, class W>
-void compute_block(const Bf16LinearCall& call, const Panel& panel, Block block) {
+void compute_block(const Bf16LinearCall& call, const Panel<PanelX<P, W>>& panel, Block block) {
   alignas(64) float sums[kMaxRows * kBlockRows * kLanes];
   const int64_t tiles = (call.m + P::kMaxTile - 1) / P::kMaxTile;
   const int64_t slice = kSliceSteps * kStep;
@@ -205,16 +230,17 @@ void compute_block(const Bf16LinearCall& call, const Panel& panel, Block block) 
 // At most kMaxRows rows of x.
 template <class P, class W>
 void run_pass(const Bf16LinearCall& call) {
-  Panel panel{};
+  using X = PanelX<P, W>;
+  Panel<X> panel{};
   panel.row_elements = (call.k + kStep - 1) / kStep * kStep;
-  const int64_t x_bytes = call.m * panel.row_elements * static_cast<int64_t>(sizeof(float));
-  panel.x = static_cast<float*>(scratch(static_cast<size_t>(x_bytes)));
+  const int64_t x_bytes = call.m * panel.row_elements * static_cast<int64_t>(sizeof(X));
+  panel.x = static_cast<X*>(scratch(static_cast<size_t>(x_bytes)));
   const int64_t tiles = (call.m + P::kMaxTile - 1) / P::kMaxTile;
   parallel_for(tiles, threads_for(call.threads, x_bytes), [&](int64_t t) {
     const int64_t first = tile_start(call.m, tiles, t);
     const int rows = static_cast<int>(tile_start(call.m, tiles, t + 1) - first);
     with_type(call.x_type, [&](auto* x) {
-      fill_tile<split<W>, std::remove_pointer_t<decltype(x)>>(call, panel, first, rows);
+      fill_tile<P, W, std::remove_pointer_t<decltype(x)>>(call, panel, first, rows);
     });
   });
 

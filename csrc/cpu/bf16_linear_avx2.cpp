@@ -7,6 +7,7 @@ namespace sglang_er::cpu {
 namespace {
 
 struct Avx2 {
+  static constexpr bool kDot = false;
   static constexpr int kMaxTile = 3;
   static constexpr int rows_at_once(int tile) { return tile == 1 ? 4 : 2; }  // sums: 8, 8, 12 of 16 registers
 

@@ -8,6 +8,7 @@ namespace sglang_er::cpu {
 namespace {
 
 struct Portable {
+  static constexpr bool kDot = false;
   static constexpr int kMaxTile = 2;
   static constexpr int rows_at_once(int) { return 1; }
 

@@ -9,6 +9,7 @@ import pytest
 from support.equality import greedy, ids, lively
 from support.prompts import mixed_prompts
 from support.server import Server
+from support.updates import measure
 
 OUTPUT_TOKENS = 128
 # Below this distance between the two best logprobs, rounding (about 1e-6, it depends on the batch) may decide.
@@ -38,3 +39,9 @@ def greedy_reference(plain: Server) -> GreedyReference:
 def margin(reply: dict[str, Any]) -> float:
     """Smallest distance between the best and the second best logprob of any output token."""
     return min(best[0] - second[0] for best, second in reply["meta_info"]["output_top_logprobs"])
+
+
+@pytest.fixture(scope="session")
+def fresh(server: Callable[[str], Server], updated_spec: Any) -> list[dict[str, Any]]:
+    """The requests of `updated_spec` on a speculating server that started on seed 0."""
+    return measure(server("seeded"), updated_spec)

@@ -109,11 +109,13 @@ TEST(decode_equals_loops) {
     const Model model(random, kind, DType::kFloat32);
     DecoderBuffers buffers;
     const Matrix logits = run(model, buffers, 0, kLengths[0], 3);
+    // An input next to the middle of two bf16 values may be rounded either way.
+    const double tolerance = model.lm_head.rounds_x() ? 3e-2 : 1e-3;
     for (int64_t b = 0; b < 2; ++b) {
       const auto expected = expected_logits(model, b);
       for (int64_t p = 0; p < kLengths[b]; ++p) {
         for (int64_t v = 0; v < kVocabulary; ++v)
-          CHECK_NEAR(logits.at(b * kLengths[0] + p, v), expected[p][v], 1e-3);
+          CHECK_NEAR(logits.at(b * kLengths[0] + p, v), expected[p][v], tolerance);
       }
     }
   }

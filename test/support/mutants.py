@@ -9,9 +9,10 @@ accept_all     every draft is committed, as if acceptance were 1: wrong tokens, 
 accept_none    no draft is committed, as if acceptance were 0: not an error.
 
 The functions work on tensors and serve the unit tests. `install` puts them into a real server (environment variable
-SGLANG_ER_TEST_HOOK), where POST /er/policy takes three more keys: "mutant" (a name or null), "stop" (a confidence below
-which drafts end early, whatever the policy, or null), and "trace" (true: GET /er/state shows draft length and accept
-length of every step of every request, by request id).
+SGLANG_ER_TEST_HOOK), where POST /er/policy takes four more keys: "mutant" (a name or null), "stop" (a confidence below
+which drafts end early, whatever the policy, or null), "trace" (true: GET /er/state shows draft length and accept
+length of every step of every request, by request id), and "write_weights" (a checkpoint that is written into the
+parameters behind the back of every update call, as a trainer in the same process might do it).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from sglang_er.sampling.chain import ChainResult, sample_rows, verify_chain
 
@@ -121,9 +123,12 @@ def install(worker: Any) -> None:
         stop = rest.pop("stop", stop)
         chosen = samplers[rest.pop("mutant")] if "mutant" in rest else worker.sampler_cls
         tracing = rest.pop("trace", None)
+        checkpoint = rest.pop("write_weights", None)
         set_policy(rest)
         worker.sampler_cls = chosen
         stop_below(worker.controller, stop)
+        if checkpoint is not None:
+            worker.model_runner.model.load_weights(load_file(f"{checkpoint}/model.safetensors").items())
         if tracing is not None:
             trace = {} if tracing else None
 

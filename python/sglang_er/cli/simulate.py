@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--requests", type=int, metavar="N", help="per rollout (default: 128, or a length file's batch)")
     work.add_argument("--prompt", type=int, default=256, metavar="N", help="prompt tokens (default: %(default)s)")
     work.add_argument(
-        "--arrivals", default="closed", metavar="SPEC", help="closed, open:RATE (per second) or turns:K (%(default)s)"
+        "--arrivals",
+        default="closed",
+        metavar="SPEC",
+        help="closed, open:RATE (per second), turns:K, or waves:K,LEFT: K batches, the next when LEFT are left "
+        "(default: %(default)s)",
     )
     work.add_argument("--think-seconds", type=float, default=5.0, metavar="S", help="mean, between turns (%(default)s)")
     work.add_argument("--turn-tokens", type=int, default=128, metavar="N", help="new in every turn (%(default)s)")
@@ -67,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     policy.add_argument("--thresholds", metavar="B:G,...", help="of threshold (default: the configuration's)")
     policy.add_argument("--unseeded", action="store_true", help="goodput begins without timed forwards")
+    policy.add_argument(
+        "--seed-error", type=float, metavar="X", help="these forwards timed the draft pass X times too long (1)"
+    )
     policy.add_argument("--paper-constants", type=Path, metavar="FILE", help="roofline of paper (default: the sweep's)")
     policy.add_argument("--paper-gamma", type=int, default=7, metavar="G", help="its first rung (%(default)s)")
     policy.add_argument("--paper-ramp", type=int, default=32, metavar="B", help="its ramp guard (%(default)s)")
@@ -154,6 +161,11 @@ def _check(args: argparse.Namespace) -> None:
     rate = args.prefill_tokens_per_second
     if rate is not None and not 0 < rate < float("inf"):
         raise ValueError(f"--prefill-tokens-per-second must be above 0, got {rate:g}")
+    if args.seed_error is not None:
+        if args.unseeded:
+            raise ValueError("--seed-error: with --unseeded no forwards are timed")
+        if not 0 < args.seed_error < float("inf"):
+            raise ValueError(f"--seed-error must be above 0, got {args.seed_error:g}")
 
 
 def _policy_options(args: argparse.Namespace, table: StepTable) -> PolicyOptions:
@@ -164,6 +176,7 @@ def _policy_options(args: argparse.Namespace, table: StepTable) -> PolicyOptions
     return PolicyOptions(
         gamma_max=table.gamma_max,
         seed_from=None if args.unseeded else table,
+        seed_error=1.0 if args.seed_error is None else args.seed_error,
         thresholds=thresholds,
         roofline=_paper_constants(args, table),
         paper_gamma=args.paper_gamma,

@@ -7,6 +7,7 @@ verify passes have. The draft's model has f, a and b.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sglang_er.policy.linear_model import LinearModel, Matrix
@@ -59,6 +60,25 @@ def verify_features(step: Step, gamma: int) -> list[tuple[int, float]]:
     features = features_of(rows, step)
     extra = _between(EXTRA_KNOTS, _EXTRA, rows)
     return [*features, *extra, (_EXTRA_CONTEXT, features[2][1]), (_EXTRA_MEAN_CONTEXT, features[3][1])]
+
+
+def _value(knots: tuple[int, ...], values: Sequence[float], rows: int) -> float:
+    """What `_between` says of these values at the knots."""
+    above = min(max(bisect_right(knots, rows), 1), len(knots) - 1)
+    low, below = knots[above - 1], values[above - 1]
+    return below + (rows - low) / (knots[above] - low) * (values[above] - below)
+
+
+def verify_at(weights: Sequence[float], step: Step, gammas: Iterable[int]) -> list[float]:
+    """The weights' sum over `verify_features` for each of these draft lengths, without the features."""
+    whole, mean = step.context / _CONTEXT_UNIT, step.context / max(step.rows, 1) / _MEAN_CONTEXT_UNIT
+    contexts = whole * (weights[_CONTEXT] + weights[_EXTRA_CONTEXT])
+    contexts += mean * (weights[_MEAN_CONTEXT] + weights[_EXTRA_MEAN_CONTEXT])
+    extra, found = weights[_EXTRA:_EXTRA_CONTEXT], []
+    for gamma in gammas:
+        rows = step.rows * (gamma + 1)
+        found.append(_value(KNOTS, weights, rows) + _value(EXTRA_KNOTS, extra, rows) + contexts)
+    return found
 
 
 def _walk(shape: _Shape, knots: tuple[int, ...]) -> tuple[list[float], Matrix]:

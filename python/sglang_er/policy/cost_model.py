@@ -33,9 +33,10 @@ from sglang_er.policy.cost_features import (
     draft_prior,
     features_of,
     target_prior,
+    verify_at,
     verify_features,
 )
-from sglang_er.policy.linear_model import Features
+from sglang_er.policy.linear_model import Features, LinearModel
 
 NOISE = 0.03  # relative standard deviation of a step's seconds, before anything is known about it
 _LEAST_NOISE = 0.01
@@ -43,7 +44,11 @@ OUTLIER = 3.0
 _OUTLIERS_IN_A_ROW = 6
 _RELAX_EVERY = 32
 _RELAX = 0.01
+_AGE = 0.01
+# A plain step costs at most so much of the verify passes with these draft lengths; more than 1, because both are noisy.
+_BOUND, _BOUNDS = 1.05, (1, 3, 7)
 _REOPEN = 0.3
+_LEAST = 0.01  # of a plain step: a line through few points may cross zero
 
 
 class Estimate(NamedTuple):
@@ -66,6 +71,7 @@ class CostModel:
         self.observed: dict[str, int] = dict.fromkeys(KINDS, 0)
         self._target, self._draft = target_prior(), draft_prior()
         self._models = {"plain": self._target, "draft": self._draft, "verify": self._target}
+        self._told_apart = False  # whether verify passes were ever timed without the draft pass
         self._noise = dict.fromkeys(KINDS, NOISE)
         self._outliers = dict.fromkeys(KINDS, 0)
 
@@ -80,6 +86,9 @@ class CostModel:
             if not self.ready:
                 self.scale = seconds / self._target.predict(features_of(step.rows, step))
             self._learn("plain", features_of(step.rows, step), seconds / self.scale)
+            if self.observed["draft"] and self.observed["plain"] % _RELAX_EVERY == 0:
+                # While nothing is drafted, what was found of the draft pass ages: dear once is not dear for ever.
+                self._draft.age(_AGE, self._dearer(step))
 
     def observe_draft(self, step: Step, seconds: float) -> None:
         """One token's draft pass."""
@@ -89,6 +98,7 @@ class CostModel:
 
     def observe_verify(self, step: Step, gamma: int, seconds: float) -> None:
         if self._usable(seconds) and self.ready:
+            self._told_apart = True
             self._learn("verify", verify_features(step, gamma), seconds / self.scale)
 
     def observe_speculative(self, draft: Step, verify: Step, gamma: int, seconds: float, draft_seconds: float) -> None:
@@ -110,7 +120,8 @@ class CostModel:
         predicted = drafting.predict(of_draft) + verifying.predict(of_verify)
         noise = (self._noise["verify"] * predicted) ** 2
         spreads = drafting.variance(of_draft), verifying.variance(of_verify)
-        error = self._clipped("verify", seconds / self.scale - predicted, math.sqrt(sum(spreads) + noise))
+        spread = math.sqrt(sum(spreads) + noise)
+        error = self._clipped("verify", seconds / self.scale - predicted, spread, drafting)
         drafting.update(of_draft, error, noise + spreads[1])
         verifying.update(of_verify, error, noise + spreads[0])
         self._count("draft")
@@ -124,7 +135,7 @@ class CostModel:
     def _dearer(self, step: Step) -> float:
         """Plain steps of this size, against what the prior expected of them."""
         features = features_of(step.rows, step)
-        return max(self._target.predict(features), 0.01) / self._target.expected(features)
+        return max(self._target.predict(features), _LEAST) / self._target.expected(features)
 
     def _anchor_draft(self, step: Step) -> None:
         """Before the first observation: the prior at the level of what is known."""
@@ -140,8 +151,8 @@ class CostModel:
         model.update(features, error, noise)
         self._count(kind)
 
-    def _clipped(self, kind: str, error: float, deviation: float) -> float:
-        """The error, or as much of it as a disturbance may have."""
+    def _clipped(self, kind: str, error: float, deviation: float, beside: LinearModel | None = None) -> float:
+        """The error, or as much of it as a disturbance may have; `beside`: another model that may be to blame."""
         limit = OUTLIER * deviation
         seen = min(abs(error) / deviation, OUTLIER)
         # Noise follows what is seen: E |z| = sqrt(2 / pi) for a normal z.
@@ -155,6 +166,8 @@ class CostModel:
         self._outliers[kind] = before + side if before * side > 0 else side
         if abs(self._outliers[kind]) >= _OUTLIERS_IN_A_ROW:
             self._models[kind].relax(_REOPEN)
+            if beside is not None:
+                beside.relax(_REOPEN)
             self._outliers[kind] = 0
         return math.copysign(limit, error)
 
@@ -171,7 +184,13 @@ class CostModel:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def plain(self, step: Step) -> float:
-        return self._seconds("plain", features_of(step.rows, step))
+        """Where all steps draft, plain ones are not measured and may be remembered from a slower time: they are no
+        dearer than a verify pass, which has their rows and more."""
+        seconds = self._seconds("plain", features_of(step.rows, step))
+        if self._told_apart:
+            verify = min(verify_at(self._target.mean, step, _BOUNDS))
+            seconds = min(seconds, _BOUND * self.scale * max(verify, _LEAST))
+        return seconds
 
     def draft(self, step: Step) -> float:
         seconds = self._seconds("draft", features_of(step.rows, step))
@@ -188,9 +207,14 @@ class CostModel:
         return gamma * self.draft(step._replace(rows=rows)) + self.verify(step, gamma)
 
     def curve(self, step: Step, limit: int, drafting: int) -> list[float]:
-        """Seconds of a step for the draft lengths 0..limit."""
-        draft = self.draft(step._replace(rows=drafting)) if limit else 0.0
-        return [self.plain(step), *(g * draft + self.verify(step, g) for g in range(1, limit + 1))]
+        """Seconds of a step for the draft lengths 0..limit, as `step` has them one by one."""
+        seconds = [self.plain(step)]
+        if limit > 0:
+            draft, scale = self.draft(step._replace(rows=drafting)), self.scale
+            verifies = verify_at(self._target.mean, step, range(1, limit + 1))
+            for gamma, verify in enumerate(verifies, 1):
+                seconds.append(gamma * draft + scale * max(verify, _LEAST))
+        return seconds
 
     def estimate(self, step: Step, gamma: int, drafting: int | None = None) -> Estimate:
         """As `step`, with the deviation that comes from not knowing the models' weights."""
@@ -204,8 +228,7 @@ class CostModel:
         return Estimate(seconds, self.scale * math.sqrt(variance))
 
     def _seconds(self, kind: str, features: Features) -> float:
-        """Never below a hundredth of a plain step: a line through few points may cross zero."""
-        return self.scale * max(self._models[kind].predict(features), 0.01)
+        return self.scale * max(self._models[kind].predict(features), _LEAST)
 
     # -- keeping -------------------------------------------------------------------------------------------------
 

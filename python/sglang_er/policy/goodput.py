@@ -142,7 +142,7 @@ class GoodputPolicy:
             self.tracker.observe(gamma, outcome.accept_lens, state.requests)
             if outcome.confidences:
                 self.early_stop.observe(outcome.confidences, outcome.accept_lens)
-            if self.cost.ready and outcome.seconds > 0.0:
+            if self.cost.ready and 0.0 < outcome.seconds < math.inf:
                 tokens = sum(outcome.accept_lens) + state.batch_size - len(outcome.accept_lens)
                 self.guard.drafted(outcome.seconds, self.cost.plain(step) * tokens / state.batch_size)
                 self._predicted += predicted if math.isfinite(predicted) else outcome.seconds

@@ -4,6 +4,8 @@ closed    every request is there at time 0.
 open:R    requests come one by one, R per second on average, with exponential gaps (a Poisson process).
 turns:K   conversations of K turns. The next turn comes when the one before has ended and a tool or a user has taken
           its time (exponential); its context holds everything said before plus the new tokens.
+waves:K,N K batches; the next one comes as soon as at most N requests are left of those before it, as an asynchronous
+          trainer sends it: the load swings between N and a batch and N.
 """
 
 from __future__ import annotations
@@ -78,16 +80,20 @@ def _lognormal(text: str) -> Draw:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """`kind`: closed, open or turns. `rate`: requests per second of open; `turns` of each conversation."""
+    """`kind`: closed, open, turns or waves. `rate`: requests per second of open; `turns` of each conversation; `waves`,
+    the next of which comes when `left` requests are left."""
 
     kind: str = "closed"
     rate: float = 0.0
     turns: int = 1
     think_seconds: float = 5.0
     turn_tokens: int = 128
+    waves: int = 1
+    left: int = 0
 
     def text(self) -> str:
-        return {"closed": "closed", "open": f"open:{self.rate:g}", "turns": f"turns:{self.turns}"}[self.kind]
+        values = {"open": f":{self.rate:g}", "turns": f":{self.turns}", "waves": f":{self.waves},{self.left}"}
+        return self.kind + values.get(self.kind, "")
 
 
 def parse_arrivals(text: str, think_seconds: float = 5.0, turn_tokens: int = 128) -> Arrivals:
@@ -99,9 +105,13 @@ def parse_arrivals(text: str, think_seconds: float = 5.0, turn_tokens: int = 128
             return Arrivals(kind, rate=float(value))
         if kind == "turns" and int(value) >= 1 and 0 <= think_seconds < math.inf and turn_tokens >= 0:
             return Arrivals(kind, 0.0, int(value), think_seconds, turn_tokens)
+        if kind == "waves":
+            waves, left = (int(part) for part in value.split(","))
+            if waves >= 1 and left >= 0:
+                return Arrivals(kind, waves=waves, left=left)
     except ValueError:
         pass
-    raise ValueError(f"--arrivals {text}: must be closed, open:RATE or turns:K, with numbers above 0")
+    raise ValueError(f"--arrivals {text}: must be closed, open:RATE, turns:K or waves:K,LEFT, with numbers above 0")
 
 
 @dataclass(frozen=True)
@@ -114,19 +124,31 @@ class Work:
     arrival: list[float]
     following: list[int]  # the request that the end of this one brings, -1 for none
     delay: list[float]  # seconds from that end to its arrival
+    waves: Sequence[Sequence[int]] = ()  # requests that come together, one wave after the other
+    left: int = 0  # the next wave comes when so many requests are there at most
 
 
 def make_work(lengths: Lengths, count: int | None, prompt: int, arrivals: Arrivals, seed: int) -> Work:
-    """`count`: requests, of `turns` conversations; None: as many as the length file has."""
+    """`count`: requests, of `turns` conversations, of `waves` in each; None: as many as the length file has."""
     rng = np.random.default_rng([seed, 3])
     if arrivals.kind == "turns":
         return _conversations(lengths, count or DEFAULT_REQUESTS, prompt, arrivals, seed, rng)
+    if arrivals.kind == "waves":
+        return _waves(lengths, count or DEFAULT_REQUESTS, prompt, arrivals, seed)
     sizes = lengths.take(count, seed)
     n = len(sizes)
     arrival = [0.0] * n
     if arrivals.kind == "open":
         arrival = np.cumsum(rng.exponential(1 / arrivals.rate, n)).tolist()
     return Work(sizes, [prompt] * n, [prompt] * n, arrival, [-1] * n, [0.0] * n)
+
+
+def _waves(lengths: Lengths, count: int, prompt: int, arrivals: Arrivals, seed: int) -> Work:
+    n = count * arrivals.waves
+    waves = [range(first, first + count) for first in range(0, n, count)]
+    arrival = [0.0] * count + [math.inf] * (n - count)
+    sizes = lengths.take(n, seed)
+    return Work(sizes, [prompt] * n, [prompt] * n, arrival, [-1] * n, [0.0] * n, waves[1:], arrivals.left)
 
 
 def _conversations(

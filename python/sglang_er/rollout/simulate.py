@@ -119,6 +119,7 @@ class _Loop:
         self._arrived = {r: time for r, time in enumerate(work.arrival) if time < math.inf}
         self._waiting = [(time, r) for r, time in self._arrived.items()]
         heapq.heapify(self._waiting)
+        self._waves = deque(work.waves)
         # The running requests: names, place in the flat arrays of `luck`, tokens left, sum of their contexts.
         self._ids: tuple[int, ...] = ()
         self._at = np.zeros(0, dtype=np.int64)
@@ -218,3 +219,7 @@ class _Loop:
                 heapq.heappush(self._waiting, (self._arrived[following], following))
         self._ids = tuple(r for r, stay in zip(self._ids, stays.tolist()) if stay)
         self._at, self._left = self._at[stays], self._left[stays]
+        if self._waves and len(self._ids) + len(self._waiting) <= self._work.left:
+            for r in self._waves.popleft():
+                self._arrived[r] = self._now
+                heapq.heappush(self._waiting, (self._now, r))

@@ -26,10 +26,12 @@ SEED_NOISE = 0.02
 @dataclass(frozen=True)
 class PolicyOptions:
     """What the policies need beyond their name. `seed_from`: costs that goodput is told about at start-up, as the
-    engine's timing of a few forwards would; None lets it begin without."""
+    engine's timing of a few forwards would; None lets it begin without. `seed_error`: factor on the draft passes among
+    these, a start-up that is wrong about T_draft / T_ar."""
 
     gamma_max: int
     seed_from: StepTable | None = None
+    seed_error: float = 1.0
     thresholds: Sequence[tuple[int, int]] = DEFAULT_THRESHOLDS
     roofline: Roofline | None = None
     paper_gamma: int = 7
@@ -101,17 +103,19 @@ def _goodput(objective: str, options: PolicyOptions) -> Policy:
         raise ValueError("--policy goodput: this version of sglang_er has no such policy") from None
     policy: Policy = goodput.GoodputPolicy(options.gamma_max, objective)
     if options.seed_from is not None:
-        cost_model.seed(policy.cost, _timings(options.seed_from, cost_model.Step))  # type: ignore[attr-defined]
+        cost_model.seed(policy.cost, _timings(options, cost_model.Step))  # type: ignore[attr-defined]
     return policy
 
 
-def _timings(table: StepTable, step: Any) -> Iterator[tuple[str, Any, int, float]]:
-    """(kind, step, gamma, seconds) of single forwards, with the noise of a clock."""
+def _timings(options: PolicyOptions, step: Any) -> Iterator[tuple[str, Any, int, float]]:
+    """(kind, step, gamma, seconds) of single forwards, with the noise of a clock and the error of the start-up."""
+    table = options.seed_from
+    assert table is not None
     rng = np.random.default_rng(5)
     gamma = min(SEED_GAMMA, table.gamma_max)
     for size in (size for size in SEED_SIZES if size <= table.costs.batch_max):
         cycle = table.at(size, SEED_CONTEXT)
-        forwards = [("plain", 0, cycle.seconds[0]), ("draft", 0, cycle.draft)]
+        forwards = [("plain", 0, cycle.seconds[0]), ("draft", 0, options.seed_error * cycle.draft)]
         forwards.append(("verify", gamma, cycle.seconds[gamma] - gamma * cycle.draft))
         for kind, drafted, seconds in forwards * SEED_REPEATS if gamma else forwards[:1]:
             noisy = seconds * float(np.exp(rng.normal(0.0, SEED_NOISE)))

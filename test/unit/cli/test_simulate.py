@@ -60,6 +60,18 @@ def test_every_option_reaches_the_plan(capsys):
     )
 
 
+def test_waves_and_a_wrong_start_up_reach_the_policy(tmp_path: Path, capsys):
+    costs = []
+    for name, error in (("right.json", []), ("wrong.json", ["--seed-error", "8"])):
+        options = ["--policy", "goodput", "--arrivals", "waves:2,3", "--json", str(tmp_path / name), *error]
+        assert simulate("--sweep", "a100-llama3.1-8b", *SMALL, *options) == 0
+        content = json.loads((tmp_path / name).read_text())
+        costs.append(content["policies"]["goodput"]["makespans_s"])
+    assert content["workload"]["arrivals"] == "waves:2,3" and len(costs[0]) == 2
+    assert costs[0] != costs[1]
+    assert "16 requests" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -72,6 +84,9 @@ def test_every_option_reaches_the_plan(capsys):
         (["--preset", "h100", "--requests", "0"], "--requests must be at least 1"),
         (["--preset", "h100", "--noise", "1"], "--noise must be at least 0 and below 1"),
         (["--preset", "h100", "--prefill-tokens-per-second", "0"], "--prefill-tokens-per-second must be above 0"),
+        (["--preset", "h100", "--seed-error", "0"], "--seed-error must be above 0, got 0"),
+        (["--preset", "h100", "--seed-error", "2", "--unseeded"], "--seed-error: with --unseeded"),
+        (["--preset", "h100", "--arrivals", "waves:2"], "--arrivals waves:2: must be closed, open:RATE"),
         (["--preset", "h100", "--policy", "best"], "--policy best: must be one of"),
         (["--preset", "h100", "--policy", "paper", "--paper-gamma", "6"], "draft length 6 must be a rung"),
         (["--preset", "h100", "--paper-constants", "none.json"], "none.json"),

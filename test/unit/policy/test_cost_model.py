@@ -187,4 +187,4 @@ def test_the_linear_model_is_least_squares():
     assert model.mean == pytest.approx([0.15, 1.94], abs=0.02)
     assert model.variance([(0, 1.0), (1, 2.5)]) < 0.01
     model.relax(1.0)
-    assert model.covariance == [[100.0, 0.0], [0.0, 100.0]]
+    assert model.triangle == [[100.0], [0.0, 100.0]]

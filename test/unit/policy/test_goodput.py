@@ -4,75 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.pretended_engine import Engine, regret
 
 from sglang_er.policy import StepOutcome, StepState
 from sglang_er.policy.cost_features import Step
 from sglang_er.policy.cost_model import CostModel
 from sglang_er.policy.goodput import GoodputPolicy
 from sglang_er.policy.guard import FIRST_PAUSE, WINDOW, Guard
-
-
-@dataclass
-class Engine:
-    """Costs and chance of a pretended engine."""
-
-    policy: GoodputPolicy
-    alpha: float = 0.9
-    draft: float = 0.3  # of a plain step
-    knee: float = 32.0  # rows from which arithmetic bounds the target
-    noise: float = 0.02
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.rng = random.Random(self.seed)
-        self.seconds = 0.0
-        self.tokens = 0
-
-    def target(self, rows: int) -> float:
-        return 0.01 * max(1.0, rows / self.knee)
-
-    def cost(self, rows: int, gamma: int) -> float:
-        return self.target(rows * (gamma + 1)) + gamma * self.draft * self.target(rows)
-
-    def rate(self, rows: int, gamma: int) -> float:
-        return rows * sum(self.alpha**i for i in range(gamma + 1)) / self.cost(rows, gamma)
-
-    def best(self, rows: int) -> int:
-        return max(range(8), key=lambda gamma: self.rate(rows, gamma))
-
-    def run(self, rows: int, steps: int) -> Counter[int]:
-        chosen: Counter[int] = Counter()
-        for _ in range(steps):
-            state = StepState(rows, rows * 500, 7, rows)
-            gamma = self.policy.choose(state)
-            chosen[gamma] += 1
-            lens = []
-            for _ in range(rows):
-                count = 1
-                while count <= gamma and self.rng.random() < self.alpha:
-                    count += 1
-                lens.append(count)
-            draft = gamma * self.draft * self.target(rows) * self.rng.gauss(1, self.noise)
-            target = self.target(rows * (gamma + 1)) * self.rng.gauss(1, self.noise)
-            self.seconds += draft + target
-            self.tokens += sum(lens)
-            self.policy.observe(StepOutcome(state, gamma, lens, draft + target, draft if gamma else math.nan))
-        return chosen
-
-
-def regret(engine: Engine, chosen: Counter[int], rows: int) -> float:
-    """Of the mean rate, against the best draft length."""
-    steps = sum(chosen.values())
-    seconds = sum(count * engine.cost(rows, gamma) for gamma, count in chosen.items())
-    tokens = sum(count * engine.cost(rows, gamma) * engine.rate(rows, gamma) for gamma, count in chosen.items())
-    assert steps
-    return 1.0 - tokens / seconds / engine.rate(rows, engine.best(rows))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 16, 64])

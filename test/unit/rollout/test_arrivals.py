@@ -47,11 +47,22 @@ def test_a_conversation_remembers_what_was_said():
             assert work.prompts[turn + 1] == work.prompts[turn] + work.lengths[turn] + 9
 
 
+def test_waves_come_after_each_other_and_hold_every_request_once():
+    work = make_work(parse_lengths("lognormal:20,1,100"), 3, 50, parse_arrivals("waves:4,2"), 0)
+    assert work.arrival == [0.0] * 3 + [float("inf")] * 9
+    assert [list(wave) for wave in work.waves] == [[3, 4, 5], [6, 7, 8], [9, 10, 11]] and work.left == 2
+    assert len(work.lengths) == len(work.prompts) == 12 and set(work.following) == {-1}
+
+
 @pytest.mark.parametrize(
-    "text", ["closed:3", "open", "open:0", "open:x", "turns:0", "turns:1.5", "sometimes", "open:inf"]
+    "text",
+    [
+        *("closed:3", "open", "open:0", "open:x", "turns:0", "turns:1.5", "sometimes", "open:inf"),
+        *("waves", "waves:2", "waves:0,1", "waves:2,-1", "waves:2,1,1"),
+    ],
 )
 def test_unknown_arrivals_are_one_line(text: str):
-    with pytest.raises(ValueError, match=f"--arrivals {text}: must be closed, open:RATE or turns:K"):
+    with pytest.raises(ValueError, match=f"--arrivals {text}: must be closed, open:RATE, turns:K or waves"):
         parse_arrivals(text)
 
 

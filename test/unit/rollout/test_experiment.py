@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from sglang_er.policy import StepState
 from sglang_er.rollout import experiment, roofline, simulate_report, sweep
 from sglang_er.rollout.acceptance_process import Acceptance
 from sglang_er.rollout.arrivals import Arrivals, parse_arrivals, parse_lengths
 from sglang_er.rollout.costs import StepTable
 from sglang_er.rollout.experiment import Plan
-from sglang_er.rollout.simulate import Engine
-from sglang_er.rollout.simulated_policies import PolicyOptions
+from sglang_er.rollout.simulate import Engine, Truth
+from sglang_er.rollout.simulated_policies import PolicyOptions, make
 
 NAME = "a100-qwen2.5-7b"
 
@@ -76,6 +77,17 @@ def test_the_measuring_policy_is_near_the_oracle_and_not_slower_than_plain_decod
     samples = experiment.run(replace(asked, options=replace(asked.options, seed_from=asked.table)))
     assert experiment.against(samples, "goodput", "oracle").saved.mean > -0.04
     assert experiment.against(samples, "goodput", "ar").saved.mean > -0.02
+
+
+@pytest.mark.parametrize("error", [0.5, 2.0])
+def test_a_start_up_that_timed_the_draft_pass_wrongly_is_corrected(error: float):
+    """The first choice shows that the error was believed, the makespan that it was not for long."""
+    table = StepTable(sweep.load(NAME), 15)
+    options = [PolicyOptions(15, seed_from=table, seed_error=factor) for factor in (1.0, error)]
+    first = [make("goodput", chosen, Truth()).choose(StepState(4, 2000, 15, 4)) for chosen in options]
+    assert first[1] < first[0] if error > 1 else first[1] > first[0]
+    samples = experiment.run(plan(policies=["goodput"], options=options[1], acceptance=Acceptance(0.9), requests=128))
+    assert experiment.against(samples, "goodput", "oracle").saved.mean > -0.04
 
 
 def test_all_policies_have_the_same_work_and_a_seed_can_be_repeated():

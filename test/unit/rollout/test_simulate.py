@@ -71,6 +71,18 @@ def test_plain_decode_takes_as_many_steps_as_the_longest_response():
     assert run.sizes == [3] * 5 + [2] * 7 + [1] * 18
 
 
+def test_the_next_wave_comes_when_few_are_left():
+    run = replay(FixedPolicy(0), given(30, 5, 12, 4, 20, 9), arrivals="waves:2,1", count=3)
+    # 5 and 12 end; at one left the second wave joins the 30: 4, 9, 20 end 4, 9, 20 steps later, the 30 between them.
+    assert run.sizes == [3] * 5 + [2] * 7 + [4] * 4 + [3] * 5 + [2] * 9 + [1] * 2
+    assert sorted(run.latencies) == pytest.approx([4.0, 5.0, 9.0, 12.0, 20.0, 30.0])
+
+
+def test_a_wave_that_waits_for_the_end_of_the_one_before_still_comes():
+    run = replay(FixedPolicy(0), given(3, 2, 4, 1), arrivals="waves:2,0", count=2)
+    assert run.sizes == [2, 2, 1, 2, 1, 1, 1] and run.makespan == pytest.approx(7.0)
+
+
 def test_time_is_the_sum_of_the_costs_of_the_steps():
     run = replay(FixedPolicy(3), alpha=1.0, concentration=0)
     # Four tokens a step: 5 ends in the second, 12 in the third, 30 in the eighth, whose draft is one token long.

@@ -14,15 +14,14 @@ FINISHES = {
     "stop": {"matched"},
     "abort": {"message", "status_code", "err_type"},
 }
-META = (
-    *("id", "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "weight_version"),
-    *("weight_versions", "num_retractions", "output_token_logprobs", "e2e_latency"),
-)
+# A request that was aborted in the queue has no more than this.
+ALWAYS = ("id", "finish_reason", "completion_tokens", "weight_version", "output_token_logprobs")
+META = (*ALWAYS, "prompt_tokens", "cached_tokens", "weight_versions", "num_retractions", "e2e_latency")
 
 
 def finish(reply: Reply) -> str:
     """`length`, `stop` or `abort`."""
-    return str((reply["meta_info"]["finish_reason"] or {}).get("type"))
+    return str((reply["meta_info"].get("finish_reason") or {}).get("type"))
 
 
 def output_ids(reply: Reply) -> list[int]:
@@ -38,7 +37,8 @@ def logprobs(reply: Reply) -> list[float]:
 def aligned(reply: Reply, what: str, budget: int | None = None) -> None:
     """One logprob per token, of that token; a finish reason of a known shape; at most `budget` tokens."""
     meta = reply["meta_info"]
-    missing = [name for name in META if name not in meta]
+    queued = finish(reply) == "abort" and not meta.get("completion_tokens")
+    missing = [name for name in (ALWAYS if queued else META) if name not in meta]
     expect(not missing, "contract", f"{what}: meta_info lacks {', '.join(missing)}")
     entries, ids, counted = (
         meta["output_token_logprobs"],
