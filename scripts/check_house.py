@@ -29,7 +29,7 @@ RANKS = {
     "models": 1,
     "kernels": 0,
 }
-LEAVES = {"", "config", "config_messages", "compat"}
+LEAVES = {"", "config", "config_messages", "config_sync", "compat"}
 MAY_IMPORT_SRT = {"engine", "plugin"}
 MAX_TREE_BYTES = 10 * 2**20
 MAX_FILE_BYTES = 8_000_000

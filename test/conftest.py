@@ -1,6 +1,6 @@
 """Fixtures for the whole suite. Real servers are shared: each is started at most once per session.
 
-The six servers are a pairwise cover of the start-time options (docs/development.md has the table).
+The seven servers are a pairwise cover of the start-time options (docs/development.md has the table).
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support.server import Server, running_server
+from support.equality import greedy
+from support.prompts import mixed_prompts
+from support.server import Server, areal_command, framework_command, running_server, serve_command
 
 from sglang_er.compat import torchvision_shim
 
@@ -33,7 +36,7 @@ class ServerSpec:
     seed: int = 0
     flags: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
-    by_framework: bool = False  # launched as RL frameworks do it, not by `sglang-er serve`
+    command: Callable[..., list[str]] = serve_command
 
 
 # Servers import test helpers (mutants, custom processors) by name.
@@ -46,7 +49,10 @@ SERVERS = {
     # Overlap, page size 1, chunked prefill; starts on other weights (seed 1): tests update it to seed 0 first.
     "spec": ServerSpec(
         seed=1,
-        flags=("--chunked-prefill-size", "64", "--max-total-tokens", "16384", "--enable-custom-logit-processor"),
+        flags=(
+            *("--chunked-prefill-size", "64", "--max-total-tokens", "16384", "--enable-custom-logit-processor"),
+            "--enable-metrics",
+        ),
         env={"SGLANG_ER_TEST_HOOK": "support.mutants:install", **_TEST_PATH},
     ),
     # Deterministic inference: per-request seeds. Nothing of ours is called to start it: the name must resolve early.
@@ -56,7 +62,7 @@ SERVERS = {
             *("--speculative-algorithm", "EFFICIENT_ROLLOUT"),
         ),
         env=_TEST_PATH,
-        by_framework=True,
+        command=framework_command,
     ),
     # Page size 16, no overlap, a pool so small that decoding requests are retracted.
     "paged": ServerSpec(
@@ -78,6 +84,17 @@ SERVERS = {
         arch="mistral",
         flags=("--dp-size", "2", "--page-size", "16", "--max-total-tokens", "8192", "--disable-radix-cache"),
         env={"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "20"},
+    ),
+    # AReaL's launch and flags: no tokenizer, no radix cache, no chunked prefill; few requests at once. Tests that may
+    # end a server run on this one.
+    "areal": ServerSpec(
+        flags=(
+            *("--skip-tokenizer-init", "--disable-radix-cache", "--chunked-prefill-size", "-1"),
+            *("--decode-log-interval", "1", "--enable-metrics", "--max-running-requests", "8"),
+            *("--max-total-tokens", "8192", "--speculative-algorithm", "EFFICIENT_ROLLOUT"),
+        ),
+        env=_TEST_PATH,
+        command=areal_command,
     ),
     # Only in the full matrix.
     "qwen2": ServerSpec(arch="qwen2", flags=("--disable-overlap-schedule", "--max-total-tokens", "8192")),
@@ -126,9 +143,53 @@ def server(
                 log = tmp_path_factory.mktemp("logs") / f"{name}.log"
                 model = flat_model(spec.arch, spec.seed)
                 # One thread: these models are too small for two, and several servers share the cores.
-                env = {"SGLANG_ER_CPU_THREADS": "1", **spec.env}
-                context = running_server(model, log, *_COMMON, *spec.flags, env=env, by_framework=spec.by_framework)
+                env = {"SGLANG_ER_CPU_THREADS": "1", "SGLANG_ER_CHECK_EPOCHS": "true", **spec.env}
+                context = running_server(model, log, *_COMMON, *spec.flags, env=env, command=spec.command)
                 started[name] = stack.enter_context(context)
             return started[name]
 
         yield get
+
+
+class Measured(NamedTuple):
+    """The `spec` server while it still had its start-up weights (seed 1)."""
+
+    prompts: list[list[int]]
+    gamma: int
+    replies: list[dict[str, Any]]
+    twin: dict[str, Any]
+
+
+class UpdatedServer(NamedTuple):
+    """`spec` after its update to the seed-0 checkpoint; `before` was measured on seed 1."""
+
+    server: Server
+    before: Measured
+    twin_after_update: dict[str, Any]
+    checkpoints: dict[int, Path]
+
+
+def update_from_disk(server: Server, checkpoint: Path, **fields: Any) -> dict[str, Any]:
+    reply: dict[str, Any] = server.post("/update_weights_from_disk", {"model_path": str(checkpoint), **fields})
+    assert reply["success"], reply
+    return reply
+
+
+@pytest.fixture(scope="session")
+def updated_spec(server: Callable[[str], Server], flat_model: Callable[[str, int], Path]) -> UpdatedServer:
+    """The `spec` server, started on seed 1, measured there and updated from disk to seed 0."""
+    spec = server("spec")
+    prompts, gamma = mixed_prompts(8, seed=21, longest=60), 5
+    spec.fixed(gamma)
+    # One at a time: the draft length then depends on nothing but the request.
+    replies = spec.generate_all(prompts, greedy(64), concurrency=1)
+    before = Measured(prompts, gamma, replies, spec.state()["twin"])
+    update_from_disk(spec, flat_model("qwen3", 0))
+    checkpoints = {seed: flat_model("qwen3", seed) for seed in (0, 1)}
+    return UpdatedServer(spec, before, spec.state()["twin"], checkpoints)
+
+
+@pytest.fixture
+def spec(updated_spec: UpdatedServer) -> Server:
+    """Speculation on the same weights as `plain`."""
+    return updated_spec.server

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from sglang_er.config_messages import FORMS, explain, nearest
+from sglang_er.config_sync import SYNC_SWITCHABLE, SyncOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,8 +36,8 @@ DEFAULT_GAMMA = 3
 DEFAULT_THRESHOLDS = ((1, 5), (2, 4), (4, 2), (8, 1))
 
 # What can change while a server lives: nothing was built from it.
-SWITCHABLE = frozenset(
-    {"policy", "objective", "early_stop", "gamma", "thresholds", "gamma_schedule", "requantize"}
+SWITCHABLE = SYNC_SWITCHABLE | frozenset(
+    {"policy", "objective", "early_stop", "gamma", "thresholds", "gamma_schedule"}
     | {"executor", "draft_activations", "kv_shadow", "kv_shadow_from"}
 )
 
@@ -69,7 +70,7 @@ def _check_gammas(gammas: Iterable[int], info: ValidationInfo) -> None:
             raise ValueError(f"{gamma} is outside 0..gamma_max: choose at most {gamma_max}, or raise gamma_max")
 
 
-class RolloutConfig(BaseModel):
+class RolloutConfig(SyncOptions):
     """Resolved and validated; immutable. Get one from `resolve` or `from_env`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,9 +117,6 @@ class RolloutConfig(BaseModel):
         128, ge=32, le=1024, multiple_of=32, description="inputs of a linear layer that share one 4-bit scale"
     )
     quantize_lm_head: bool = Field(True, description="use a 4-bit lm_head in the draft pass as well")
-    requantize: bool = Field(
-        True, description="remake the 4-bit twin after weight updates; false only to show what a stale twin costs"
-    )
     cpu_threads: int | None = Field(
         None,
         ge=1,

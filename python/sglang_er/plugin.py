@@ -32,7 +32,7 @@ def register() -> None:
     from sglang.srt.platforms import current_platform
 
     from sglang_er import config
-    from sglang_er.engine import hooks
+    from sglang_er.engine import hooks, rl_compat, rl_compat_http
     from sglang_er.engine.algorithm import register_algorithm
     from sglang_er.engine.cpu.platform import CpuPlatform
 
@@ -41,6 +41,8 @@ def register() -> None:
         os.environ.update(config.to_env(config.from_env()))
         register_algorithm()
         hooks.register()
+        rl_compat.register()
+        rl_compat_http.register()
         if isinstance(current_platform, CpuPlatform):
             from sglang_er.engine.cpu import patches
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from support.equality import greedy, ids, lively
 from support.prompts import mixed_prompts
 from support.server import Server
+from support.updates import measure
 
 OUTPUT_TOKENS = 128
 # Below this distance between the two best logprobs, rounding (about 1e-6, it depends on the batch) may decide.
@@ -41,45 +41,7 @@ def margin(reply: dict[str, Any]) -> float:
     return min(best[0] - second[0] for best, second in reply["meta_info"]["output_top_logprobs"])
 
 
-class Measured(NamedTuple):
-    """The `spec` server while it still had its start-up weights (seed 1)."""
-
-    prompts: list[list[int]]
-    gamma: int
-    replies: list[dict[str, Any]]
-    twin: dict[str, Any]
-
-
-class UpdatedServer(NamedTuple):
-    """`spec` after its update to the seed-0 checkpoint; `before` was measured on seed 1."""
-
-    server: Server
-    before: Measured
-    twin_after_update: dict[str, Any]
-    checkpoints: dict[int, Path]
-
-
-def update_from_disk(server: Server, checkpoint: Path, **fields: Any) -> dict[str, Any]:
-    reply: dict[str, Any] = server.post("/update_weights_from_disk", {"model_path": str(checkpoint), **fields})
-    assert reply["success"], reply
-    return reply
-
-
 @pytest.fixture(scope="session")
-def updated_spec(server: Callable[[str], Server], flat_model: Callable[[str, int], Path]) -> UpdatedServer:
-    """The `spec` server, started on seed 1, measured there and updated from disk to seed 0."""
-    spec = server("spec")
-    prompts, gamma = mixed_prompts(8, seed=21, longest=60), 5
-    spec.fixed(gamma)
-    # One at a time: the draft length then depends on nothing but the request.
-    replies = spec.generate_all(prompts, greedy(64), concurrency=1)
-    before = Measured(prompts, gamma, replies, spec.state()["twin"])
-    update_from_disk(spec, flat_model("qwen3", 0))
-    checkpoints = {seed: flat_model("qwen3", seed) for seed in (0, 1)}
-    return UpdatedServer(spec, before, spec.state()["twin"], checkpoints)
-
-
-@pytest.fixture
-def spec(updated_spec: UpdatedServer) -> Server:
-    """Speculation on the same weights as `plain`."""
-    return updated_spec.server
+def fresh(server: Callable[[str], Server], updated_spec: Any) -> list[dict[str, Any]]:
+    """The requests of `updated_spec` on a speculating server that started on seed 0."""
+    return measure(server("seeded"), updated_spec)

@@ -7,62 +7,24 @@ accepts (shown on purpose in the negative control). Greedy, one request at a tim
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from support import trainer
+from support.buckets import named_tensors
 from support.equality import accept_counts, accept_length, assert_pool_empty, assert_same, greedy, ids
 from support.prompts import mixed_prompts
 from support.server import Server
+from support.updates import Reply, assert_is_seed_0, measure, other_weights, post_weights, wait_for_decoding
 
 pytestmark = pytest.mark.server
-
-Reply = dict[str, Any]
-
-
-def post_weights(server: Server, checkpoint: Path, **fields: Any) -> Reply:
-    reply: Reply = server.post("/update_weights_from_disk", {"model_path": str(checkpoint), **fields})
-    return reply
-
-
-def measure(server: Server, updated: Any) -> list[Reply]:
-    """The request set that was also measured on the start-up weights, each request on its own."""
-    server.fixed(updated.before.gamma)
-    return server.generate_all(updated.before.prompts, greedy(64), concurrency=1)
-
-
-@pytest.fixture(scope="module")
-def fresh(server: Callable[[str], Server], updated_spec: Any) -> list[Reply]:
-    """The same requests on a speculating server that started on seed 0."""
-    return measure(server("seeded"), updated_spec)
-
-
-@contextmanager
-def other_weights(updated: Any) -> Iterator[None]:
-    """Whatever happens inside, `spec` is on seed 0 with requantization on afterwards, as other tests expect it."""
-    try:
-        yield
-    finally:
-        updated.server.set_policy(requantize=True)
-        post_weights(updated.server, updated.checkpoints[0])
-
-
-def assert_is_seed_0(updated: Any, fresh: list[Reply], what: str) -> None:
-    replies = measure(updated.server, updated)
-    assert_same(ids(replies), ids(fresh), f"{what}: output")
-    assert accept_counts(replies) == accept_counts(fresh), f"{what}: accepts per request"
 
 
 def test_update_from_disk(
@@ -106,34 +68,24 @@ def test_stale_twin_costs_accepts_not_exactness(updated_spec: Any) -> None:
     assert stale_gain < 0.2 * fresh_gain, f"accepted drafts per step: stale {stale_gain:.3f}, fresh {fresh_gain:.3f}"
 
 
-def serialized(checkpoint: Path) -> list[str]:
-    """The checkpoint as update_weights_from_tensor takes it over HTTP: pickled handles of shared memory."""
-    import torch.multiprocessing
-
-    # Handles by name: the server is no child of this process.
-    torch.multiprocessing.set_sharing_strategy("file_system")
-    buffer = io.BytesIO()
-    ForkingPickler(buffer).dump(list(load_file(checkpoint / "model.safetensors").items()))
-    return [base64.b64encode(buffer.getvalue()).decode()]
-
-
 def test_update_from_tensor(updated_spec: Any, fresh: list[Reply]) -> None:
-    """Between begin_weight_update and end_weight_update; without that session it is a 400 and nothing changes."""
+    """Between begin_weight_update and end_weight_update; without that session stock SGLang answers 400, and nothing
+    changes."""
     spec = updated_spec.server
     with other_weights(updated_spec):
         post_weights(spec, updated_spec.checkpoints[1])
         measure(spec, updated_spec)
         epoch = spec.state()["twin"]["weight_epoch"]
+        weights = load_file(updated_spec.checkpoints[0] / "model.safetensors")
 
-        body = {"serialized_named_tensors": serialized(updated_spec.checkpoints[0])}
-        refused = spec.request("POST", "/update_weights_from_tensor", json=body)
+        spec.set_policy(rl_compat="none")
+        refused = spec.request("POST", "/update_weights_from_tensor", json=named_tensors(weights))
         assert refused.status_code == 400 and "begin_weight_update" in refused.text
         assert spec.state()["twin"]["weight_epoch"] == epoch
         assert_same(ids(measure(spec, updated_spec)), ids(updated_spec.before.replies), "after the refused update")
 
         spec.post("/begin_weight_update")
-        body = {"serialized_named_tensors": serialized(updated_spec.checkpoints[0])}
-        spec.post("/update_weights_from_tensor", body)
+        spec.post("/update_weights_from_tensor", named_tensors(weights))
         loaded = spec.state()["twin"]["weight_epoch"]
         spec.post("/end_weight_update")
         assert epoch < loaded < spec.state()["twin"]["weight_epoch"]
@@ -141,15 +93,17 @@ def test_update_from_tensor(updated_spec: Any, fresh: list[Reply]) -> None:
     assert_pool_empty(spec)
 
 
-@pytest.mark.full
-def test_update_from_distributed(updated_spec: Any, fresh: list[Reply]) -> None:
-    """A trainer process broadcasts seed 0 over gloo to the server on seed 1."""
+@pytest.mark.parametrize("session", ["bare", pytest.param("session", marks=pytest.mark.full)])
+def test_update_from_distributed(updated_spec: Any, fresh: list[Reply], session: str) -> None:
+    """A trainer process broadcasts seed 0 over gloo, in two buckets, to the server on seed 1; as slime and AReaL do it,
+    without begin_weight_update, and with it."""
     spec = updated_spec.server
     with other_weights(updated_spec):
         post_weights(spec, updated_spec.checkpoints[1])
         measure(spec, updated_spec)
         epoch = spec.state()["twin"]["weight_epoch"]
         command = [sys.executable, "-m", trainer.__name__, spec.url, str(updated_spec.checkpoints[0])]
+        command += ["bare"] if session == "bare" else []
         home = str(Path(trainer.__file__).parents[1])
         sent = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=home)
         assert sent.returncode == 0, sent.stderr[-3000:]
@@ -207,14 +161,6 @@ def test_update_in_flight(updated_spec: Any, plain: Server) -> None:
     # On a busy machine a request may come after the update or end before it; most were under way.
     assert len(outputs) == 6 and sum(0 < at < count for at in switches) >= 2, switches
     assert_pool_empty(spec)
-
-
-def wait_for_decoding(server: Server) -> None:
-    """Until some tokens of the running requests are committed."""
-    start, deadline = server.state()["steps"]["committed_tokens"], time.monotonic() + 30
-    while server.state()["steps"]["committed_tokens"] < start + 120:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_served_weights_are_exact(server: Callable[[str], Server], flat_model: Callable[[str, int], Path]) -> None:

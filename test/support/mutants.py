@@ -5,11 +5,14 @@ residual_is_p  a rejected draft is replaced by a draw from p instead of the posi
 bonus_from_q   when all drafts are accepted, the last token comes from the draft distribution, unverified.
 stop_by_token  a draft ends before a token because that token turned out unlikely: it is dropped instead of verified.
 biased_draft   drafts are drawn from a distorted distribution that is reported truthfully: not an error, must pass.
+accept_all     every draft is committed, as if acceptance were 1: wrong tokens, the target's logprobs.
+accept_none    no draft is committed, as if acceptance were 0: not an error.
 
 The functions work on tensors and serve the unit tests. `install` puts them into a real server (environment variable
-SGLANG_ER_TEST_HOOK), where POST /er/policy takes three more keys: "mutant" (a name or null), "stop" (a confidence below
-which drafts end early, whatever the policy, or null), and "trace" (true: GET /er/state shows draft length and accept
-length of every step of every request, by request id).
+SGLANG_ER_TEST_HOOK), where POST /er/policy takes four more keys: "mutant" (a name or null), "stop" (a confidence below
+which drafts end early, whatever the policy, or null), "trace" (true: GET /er/state shows draft length and accept
+length of every step of every request, by request id), and "write_weights" (a checkpoint that is written into the
+parameters behind the back of every update call, as a trainer in the same process might do it).
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from sglang_er.sampling.chain import ChainResult, sample_rows, verify_chain
 
 BROKEN = ("wrong_q", "residual_is_p", "bonus_from_q", "stop_by_token")
-MUTANTS = (*BROKEN, "biased_draft")
+FORCED = ("accept_all", "accept_none")
+MUTANTS = (*BROKEN, "biased_draft", *FORCED)
 SHARPEN = 1.5
 # Rows whose confidence ends a draft: few, so that what happens to them depends on it.
 STOP_ROWS = 4
@@ -53,6 +58,8 @@ def verify_with(
         return _bonus_from_q(p, q, drafts, generator)
     if mutant == "stop_by_token":
         return _stop_by_token(p, q, drafts, generator)
+    if mutant in FORCED:
+        return _forced(p, drafts, drafts.shape[1] if mutant == "accept_all" else 0, generator)
     return verify_chain(p, q, drafts, generator)
 
 
@@ -95,6 +102,14 @@ def _stop_by_token(
     return ChainResult(tokens.scatter(1, ends[:, None], last[:, None]), lens)
 
 
+def _forced(p: torch.Tensor, drafts: torch.Tensor, count: int, generator: torch.Generator | None) -> ChainResult:
+    """`count` drafts of every row, and a token drawn from p at the place behind them."""
+    drawn = sample_rows(p[:, count], generator)
+    tokens = torch.cat([drafts, drafts[:, :1]], dim=1)
+    tokens[:, count] = drawn
+    return ChainResult(tokens, torch.full((p.shape[0],), count + 1, dtype=torch.int32))
+
+
 def install(worker: Any) -> None:
     """Called in the scheduler process with the worker once it is built."""
     samplers = {None: worker.sampler_cls, **{name: sampler_class(name) for name in MUTANTS}}
@@ -108,9 +123,12 @@ def install(worker: Any) -> None:
         stop = rest.pop("stop", stop)
         chosen = samplers[rest.pop("mutant")] if "mutant" in rest else worker.sampler_cls
         tracing = rest.pop("trace", None)
+        checkpoint = rest.pop("write_weights", None)
         set_policy(rest)
         worker.sampler_cls = chosen
         stop_below(worker.controller, stop)
+        if checkpoint is not None:
+            worker.model_runner.model.load_weights(load_file(f"{checkpoint}/model.safetensors").items())
         if tracing is not None:
             trace = {} if tracing else None
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,13 +123,23 @@ def framework_command(model: Path, port: int, *flags: str) -> list[str]:
     return [sys.executable, "-m", "support.framework_launch", *ours[ours.index("--model-path") :]]
 
 
+def areal_command(model: Path, port: int, *flags: str) -> list[str]:
+    """The command that AReaL builds, SGLang's own entry point in place of AReaL's copy (support/areal_launch.py)."""
+    command = framework_command(model, port, *flags)
+    return [command[0], "-m", "support.areal_launch", *command[3:]]
+
+
 @contextmanager
 def running_server(
-    model: Path, log: Path, *flags: str, env: Mapping[str, str] | None = None, by_framework: bool = False
+    model: Path,
+    log: Path,
+    *flags: str,
+    env: Mapping[str, str] | None = None,
+    command: Callable[..., list[str]] = serve_command,
 ) -> Iterator[Server]:
-    """Start `sglang-er serve` (or a framework's launch) on a free port; stop the whole process group at the end."""
+    """Start a server by `command` on a free port; stop the whole process group at the end."""
     port = free_port()
-    arguments = (framework_command if by_framework else serve_command)(model, port, *flags)
+    arguments = command(model, port, *flags)
     with log.open("wb") as output:
         process = subprocess.Popen(
             arguments,

@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": "measure rollouts or kernels; table, JSON, picture",
     "calibrate": "measure what steps cost on a running server, and keep it in a file",
     "simulate": "replay rollouts over known step costs, for several policies",
+    "conformance": "check what RL trainers rely on, against a running server",
     "plot": "draw where speculation gains, or a simulated rollout over time",
     "doctor": "show what this machine and installation are, and what is wrong with them",
     "make-model": "write a Hugging Face checkpoint of a chosen shape, without downloads",

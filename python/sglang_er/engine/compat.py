@@ -29,7 +29,14 @@ REQUIRED = (
     "sglang.srt.layers.sampler:top_k_top_p_min_p_sampling_from_probs_torch",
     "sglang.srt.layers.sampler:sampling_from_probs_torch",
     "sglang.srt.model_executor.forward_batch_info:ForwardBatch",
+    "sglang.srt.managers.scheduler:Scheduler.continue_generation",
+    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.begin_weight_update",
+    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.end_weight_update",
+    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.update_weights_from_tensor",
+    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.release_memory_occupation",
     "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.resume_memory_occupation",
+    "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
+    "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin.release_memory_occupation",
 )
 
 

@@ -11,6 +11,7 @@ from sglang_er.config import RolloutConfig
 from sglang_er.engine.agreement import agreed
 from sglang_er.policy import GoodputPolicy, Policy, StepOutcome, StepState, cost_file, cost_model, make_policy
 from sglang_er.policy.cost_features import Step
+from sglang_er.policy.health import DraftHealth
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -39,6 +40,7 @@ class Controller:
         self.measured_on = dict(measured_on)
         cost = cost_file.load(Path(config.cost_file), measured_on) if config.cost_file else None
         self.learnt = GoodputPolicy(config.gamma_max, cost=cost)
+        self.health = DraftHealth(config.gamma_max)
         self.configure(config)
 
     def configure(self, config: RolloutConfig) -> None:
@@ -46,6 +48,7 @@ class Controller:
         self.policy: Policy = make_policy(config, self.learnt)
         self.stops_early = self._may_stop_early and config.early_stop and self.policy is self.learnt
         self.learnt.stops_early = self.stops_early
+        self.health.configure(config.health_drop)
 
     def seed(self, timings: Sequence[tuple[str, Step, int, float]], spent: float) -> None:
         """Forwards that were timed at start-up."""
@@ -56,7 +59,8 @@ class Controller:
 
     def choose(self, state: StepState) -> int:
         """Draft length of this step, in 0..state.gamma_limit."""
-        return agreed(max(0, min(state.gamma_limit, self.policy.choose(state))), self._ranks)
+        gamma = self.policy.choose(state) if self.health.allows() else 0
+        return agreed(max(0, min(state.gamma_limit, gamma)), self._ranks)
 
     def reach(self, gamma: int) -> int:
         """How far a draft may go that was chosen with this length, as long as `goes_on`."""
@@ -70,13 +74,20 @@ class Controller:
         self.learnt.observe(outcome)
         if self.policy is not self.learnt:
             self.policy.observe(outcome)
+        if alarm := self.health.observe(outcome.gamma, outcome.accept_lens):
+            logger.warning("sglang-er: speculation is off until the next weight update: %s", alarm)
 
     def weights_changed(self) -> None:
         self.learnt.weights_changed()
         if self.policy is not self.learnt:
             self.policy.weights_changed()
+        self.health.weights_changed()
 
     def describe(self) -> dict[str, Any]:
         """For /server_info and /er/state."""
         costs = {"measured_on": self.measured_on, "model": self.learnt.cost.to_json()}
-        return {"policy": self.policy.describe(), "controller": {**self.learnt.describe(), "costs": costs}}
+        return {
+            "policy": self.policy.describe(),
+            "controller": {**self.learnt.describe(), "costs": costs},
+            "health": self.health.describe(),
+        }

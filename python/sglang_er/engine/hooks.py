@@ -26,11 +26,10 @@ SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
 def register() -> None:
     sizing = "sglang.srt.mem_cache.allocation_sizing"
     scheduler = "sglang.srt.managers.scheduler.Scheduler"
-    updater = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
     HookRegistry.register(f"{sizing}.get_req_to_token_extra_context_len", _row_headroom, HookType.AFTER)
     HookRegistry.register(f"{scheduler}.get_internal_state", _add_state, HookType.AFTER)
     HookRegistry.register(f"{scheduler}.set_internal_state", _take_command, HookType.AROUND)
-    HookRegistry.register(f"{updater}.resume_memory_occupation", _memory_resumed, HookType.AFTER)
+    HookRegistry.register(f"{scheduler}.continue_generation", _generation_continued, HookType.AFTER)
     HookRegistry.register(f"{SAMPLING_PARAMS}.verify", _refuse_seeded_min_p, HookType.AFTER)
     HookRegistry.register(f"{TOKENIZER_MANAGER}._validate_one_request", _refuse_unknown_tokens, HookType.AFTER)
 
@@ -49,13 +48,14 @@ def _row_headroom(extra: int) -> int:
     return max(extra, get_alloc_reserve_per_decode() + get_alloc_page_size() - 1)
 
 
-def _worker_of(scheduler: Any) -> Any:
+def worker_of(scheduler: Any) -> Any:
+    """Our worker behind SGLang's Scheduler or weight updater; None in a server that runs without us."""
     worker = getattr(scheduler, "draft_worker", None)
     return worker if hasattr(worker, "set_policy") else None
 
 
 def _add_state(output: Any, scheduler: Any, *_: Any, **__: Any) -> Any:
-    worker = _worker_of(scheduler)
+    worker = worker_of(scheduler)
     if worker is not None:
         output.internal_state["sglang_er"] = {
             **worker.describe(),
@@ -77,23 +77,28 @@ def _take_command(original: Callable[..., Any], scheduler: Any, request: Any) ->
 
 
 def _run_command(scheduler: Any, command: dict[str, Any]) -> dict[str, Any]:
-    worker = _worker_of(scheduler)
+    worker = worker_of(scheduler)
     if worker is None:
         return {"ok": False, "status": 400, "error": f"this server runs without {ALGORITHM}"}
+    if "requantize" in command:
+        try:
+            return {"ok": True, "status": 200, "error": None, "requantized": worker.sync.requantize_now()}
+        except RuntimeError as error:
+            return {"ok": False, "status": 409, "error": str(error)}
     if not scheduler.is_fully_idle():
         return {"ok": False, "status": 409, "error": "requests are running: switch the policy when the server is idle"}
     try:
-        worker.set_policy(command)
+        worker.set_policy(command["policy"])
     except ConfigError as error:
         return {"ok": False, "status": 400, "error": str(error)}
     logger.info("sglang-er: policy switched to %s", worker.controller.policy.describe())
     return {"ok": True, "status": 200, "error": None}
 
 
-def _memory_resumed(result: Any, updater: Any, *_: Any, **__: Any) -> Any:
-    worker = getattr(updater, "draft_worker", None)
-    if worker is not None and hasattr(worker, "memory_resumed"):
-        worker.memory_resumed()
+def _generation_continued(result: Any, scheduler: Any, *_: Any, **__: Any) -> Any:
+    worker = worker_of(scheduler)
+    if worker is not None:
+        worker.sync.continued()
     return result
 
 

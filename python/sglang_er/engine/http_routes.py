@@ -1,4 +1,4 @@
-"""Admin endpoints on SGLang's own HTTP server: GET /er/state, POST /er/policy.
+"""Endpoints on SGLang's own HTTP server: GET /er/state, POST /er/policy, POST /er/requantize, GET /get_weight_version.
 
 They ride on SGLang's internal-state requests, which reach the scheduler of every data-parallel engine.
 """
@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from sglang.srt.managers.io_struct import SetInternalStateReq
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
+from sglang_er.engine import rl_compat_http
 from sglang_er.engine.hooks import COMMAND_PREFIX
 
 
@@ -26,6 +27,17 @@ def add_routes(http_server: Any) -> None:
     async def states() -> list[dict[str, Any]]:
         internal = await http_server._global_state.tokenizer_manager.get_internal_state()
         return [state["sglang_er"] for state in internal if "sglang_er" in state]
+
+    async def run(command: dict[str, Any]) -> tuple[JSONResponse | None, list[dict[str, Any]]]:
+        """(what went wrong or None, states of the engines afterwards)"""
+        request = SetInternalStateReq(server_args={COMMAND_PREFIX + json.dumps(command): 1})
+        updated = await http_server._global_state.tokenizer_manager.set_internal_state(request)
+        found = await states()
+        if all(updated) and found:
+            return None, found
+        failed = next((s["last_command"] for s in found if not (s["last_command"] or {}).get("ok")), None)
+        failed = failed or {"status": 404, "error": "this server runs without EFFICIENT_ROLLOUT"}
+        return JSONResponse({"error": failed["error"]}, status_code=failed["status"]), found
 
     @app.get("/er/state")
     @auth_level(AuthLevel.ADMIN_OPTIONAL)
@@ -46,12 +58,25 @@ def add_routes(http_server: Any) -> None:
             return JSONResponse({"error": f"the body is not JSON: {error}"}, status_code=400)
         if not isinstance(changes, dict):
             return JSONResponse({"error": "the body must be a JSON object of policy fields"}, status_code=400)
-        command = SetInternalStateReq(server_args={COMMAND_PREFIX + json.dumps(changes): 1})
-        manager = http_server._global_state.tokenizer_manager
-        updated = await manager.set_internal_state(command)
-        found = await states()
-        if not all(updated) or not found:
-            failed = next((s["last_command"] for s in found if not (s["last_command"] or {}).get("ok")), None)
-            failed = failed or {"status": 404, "error": "this server runs without EFFICIENT_ROLLOUT"}
-            return JSONResponse({"error": failed["error"]}, status_code=failed["status"])
+        failed, found = await run({"policy": changes})
+        if failed is not None:
+            return failed
+        rl_compat_http.configure(found[0]["config"]["values"]["rl_compat"])
         return JSONResponse({"engines": found})
+
+    @app.post("/er/requantize")
+    @auth_level(AuthLevel.ADMIN_OPTIONAL)
+    async def er_requantize() -> JSONResponse:
+        """Remake the twin from the live weights, between two steps: for trainers that write parameters themselves."""
+        failed, found = await run({"requantize": True})
+        return failed or JSONResponse(
+            {"engines": [(state["last_command"] or {}).get("requantized") for state in found]}
+        )
+
+    @app.get("/get_weight_version")
+    async def get_weight_version() -> JSONResponse:
+        """The version that the last update named: slime's servers have this endpoint, stock SGLang only /model_info."""
+        if not rl_compat_http.active("weight_version"):
+            return JSONResponse({"detail": "Not Found"}, status_code=404)
+        version = http_server._global_state.tokenizer_manager.config_value("weight_version")
+        return JSONResponse({"weight_version": version})

@@ -18,28 +18,38 @@ WRITERS = frozenset(
 )
 
 
+OPENER, CLOSER = "begin_weight_update", "end_weight_update"
+
+
 class WatchedWeightUpdater:
     """Stands in for `model_runner.weight_updater` (a slotted class whose instances take no wrapped methods).
 
     `changed()` is called after a writer returns or raises: a failed update may have written part of the weights.
+    `session_open`: between begin_weight_update and end_weight_update, where the weights may be half new.
     """
 
     def __init__(self, inner: Any, changed: Callable[[], None]) -> None:
-        missing = sorted(name for name in WRITERS if not callable(getattr(inner, name, None)))
+        missing = sorted(name for name in WRITERS | {OPENER} if not callable(getattr(inner, name, None)))
         if missing:
             raise RuntimeError(f"sglang-er: SGLang's weight updater lacks {', '.join(missing)}: unsupported version")
         self._inner = inner
         self._changed = changed
+        self.session_open = False
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._inner, name)
-        return self._watched(attribute) if name in WRITERS else attribute
+        return self._watched(name, attribute) if name in WRITERS or name == OPENER else attribute
 
-    def _watched(self, writer: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            self.session_open |= name == OPENER
             try:
-                return writer(*args, **kwargs)
+                result = method(*args, **kwargs)
             finally:
-                self._changed()
+                if name in WRITERS:
+                    self._changed()
+            # An end that raised leaves SGLang's session open as well.
+            self.session_open &= name != CLOSER
+            return result
 
         return call

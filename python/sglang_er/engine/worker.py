@@ -22,7 +22,7 @@ from sglang_er.engine.identity import measured_on
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.engine.spec_inputs import DraftState
 from sglang_er.engine.stats import LaunchedStep, StepStats
-from sglang_er.engine.weight_watch import WatchedWeightUpdater
+from sglang_er.engine.weight_sync import WeightSync
 from sglang_er.policy import TRACKED_ROWS, StepState
 
 if TYPE_CHECKING:
@@ -52,12 +52,11 @@ class EfficientRolloutWorker(BaseSpecWorker):
         # Before the KV pool is sized, so that its profiling sees the packed weights.
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
         self.drafter = make_drafter(self.model_runner, self.twin, self.config)
-        self.model_runner.weight_updater = WatchedWeightUpdater(self.model_runner.weight_updater, self._weights_changed)
         self.controller = Controller(self.config, measured_on(self.model_runner), on_host=self.device == "cpu")
+        self.sync = WeightSync(self.model_runner, self.twin, self.config, self.controller)
         self.stats = StepStats()
         self.sampler_cls: type[StepSampler] = StepSampler
         self.context_len = int(self.model_runner.model_config.context_len)
-        self._stale_reported = False
         if hook := os.environ.get(TEST_HOOK_ENV):
             module, _, name = hook.partition(":")
             logger.warning("sglang-er: %s=%s is active: this server is for tests only", TEST_HOOK_ENV, hook)
@@ -87,14 +86,6 @@ class EfficientRolloutWorker(BaseSpecWorker):
     def clear_cache_pool(self) -> None:
         self.stats.forget_pending()
 
-    def memory_resumed(self) -> None:
-        """Weights were released and are back; without a backup the packed buffers hold garbage."""
-        self._weights_changed()
-
-    def _weights_changed(self) -> None:
-        self.twin.policy_changed()
-        self.controller.weights_changed()
-
     def init_cuda_graphs(self) -> None:
         """The last thing that is built: from here on forwards cost what they will cost."""
         super().init_cuda_graphs()
@@ -122,8 +113,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         speculating = rows.speculating_rows(batch)
         state = self._step_state(batch, speculating)
         gamma, drafted = 0, None
-        if state.speculative_rows and state.gamma_limit > 0:
-            self._refresh_twin()
+        if state.speculative_rows and state.gamma_limit > 0 and self.sync.ready():
             gamma = self.controller.choose(state)
         if gamma:
             result, drafted = self._speculative_step(batch, self.controller.reach(gamma), speculating)
@@ -168,17 +158,6 @@ class EfficientRolloutWorker(BaseSpecWorker):
             speculative_rows=len(reqs),
             requests=tuple(req.rid for req in reqs) if len(reqs) <= TRACKED_ROWS else (),
         )
-
-    def _refresh_twin(self) -> None:
-        """Remake the twin if the policy's weights changed since it was made."""
-        if not self.twin.stale:
-            return
-        if self.config.requantize:
-            self.twin.requantize()
-            logger.info("sglang-er: twin remade for weight epoch %d", self.twin.weight_epoch)
-        elif not self._stale_reported:
-            logger.warning("sglang-er: requantize=false: drafting with a twin of an older policy (tests only)")
-            self._stale_reported = True
 
     def _context_lengths(self, batch: ScheduleBatch) -> tuple[int, int]:
         """(longest, total) committed tokens: exact where lengths live on the host, else an upper bound without a
@@ -300,13 +279,14 @@ class EfficientRolloutWorker(BaseSpecWorker):
         self.controller.configure(config)
         self.config = config
         self.drafter.configure(config)
+        self.sync.configure(config)
 
     def describe(self) -> dict[str, Any]:
         """What /server_info and /er/state show."""
         return {
             "config": self.config.describe(),
             **self.controller.describe(),
-            "twin": self.twin.describe(),
+            "twin": self.sync.describe(),
             "steps": self.stats.describe(),
             "forwards": self.drafter.forwards(),
             "kv_shadow": self.drafter.describe_shadow(),

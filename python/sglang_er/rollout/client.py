@@ -108,7 +108,7 @@ class Client:
     def _when_idle(self, path: str, body: Mapping[str, Any] | None, busy: int) -> None:
         deadline = time.monotonic() + IDLE_TIMEOUT_S
         while True:
-            reply = self._send("POST", path, body)
+            reply = self.send("POST", path, body)
             if reply.status_code == 200:
                 return
             if reply.status_code != busy or time.monotonic() > deadline:
@@ -116,14 +116,15 @@ class Client:
                 raise RolloutError(f"{said}: {reply.status_code} {_one_line(reply.text)}")
             time.sleep(0.05)
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
+    def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> requests.Response:
+        """Any status is an answer. Raises RolloutError where there is none."""
         try:
             return self._session.request(method, self.url + path, json=body, timeout=REQUEST_TIMEOUT_S)
         except requests.RequestException as error:
             raise RolloutError(f"{method} {path}: {_cause(error)}") from error
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        reply = self._send(method, path, body)
+        reply = self.send(method, path, body)
         if reply.status_code != 200:
             raise RolloutError(f"{method} {path}: {reply.status_code} {_one_line(reply.text)}")
         try:

@@ -10,16 +10,22 @@ from dataclasses import dataclass, field
 from sglang_er.twin.packed_linear import PackedLinear
 
 
+class StaleTwin(AssertionError):
+    """A draft pass began with a twin of another policy: a bug of ours, never of a trainer."""
+
+
 @dataclass
 class Twin:
     """`weight_epoch` counts updates of the policy, `twin_epoch` is the one the packed weights were made from.
 
-    `drafting` is what the dual-precision layers look at: True only inside `draft_pass()`.
+    `drafting` is what the dual-precision layers look at: True only inside `draft_pass()`. `check_epochs`: a draft pass
+    of a stale twin is an error.
     """
 
     layers: list[PackedLinear] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     drafting: bool = False
+    check_epochs: bool = False
     weight_epoch: int = 1
     twin_epoch: int = 1
     requantizations: int = 0
@@ -41,6 +47,11 @@ class Twin:
         self.twin_epoch = self.weight_epoch
         self.requantizations += 1
         self.requantize_seconds += time.perf_counter() - started
+
+    def about_to_draft(self) -> None:
+        """At the beginning of every draft pass, whoever runs it. Raises StaleTwin if `check_epochs`."""
+        if self.check_epochs and self.stale:
+            raise StaleTwin(f"the twin of weight epoch {self.twin_epoch} drafts at weight epoch {self.weight_epoch}")
 
     @contextmanager
     def draft_pass(self) -> Iterator[None]:
