@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-Part = Literal["sessions", "spec_keys", "weight_version", "memory", "guard"]
+from sglang_er.config_messages import FORMS
+
+Part = Literal["sessions", "spec_keys", "weight_version", "memory", "guard", "all", "none"]
 PARTS: tuple[Part, ...] = ("sessions", "spec_keys", "weight_version", "memory", "guard")
 
 # What can change while a server lives.
@@ -42,7 +44,7 @@ class SyncOptions(BaseModel):
         description="share of the accepted drafts whose loss right after a weight update turns speculation off; 0 for "
         "never",
     )
-    rl_compat: tuple[Part | Literal["all", "none"], ...] = Field(
+    rl_compat: tuple[Part, ...] = Field(
         PARTS, description="what RL frameworks expect and stock SGLang lacks, any of these, all or none"
     )
 
@@ -54,7 +56,7 @@ class SyncOptions(BaseModel):
 
     @field_validator("rl_compat")
     @classmethod
-    def _whole_or_parts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _whole_or_parts(cls, value: tuple[Part, ...]) -> tuple[Part, ...]:
         if not value or (len(value) > 1 and {"all", "none"} & set(value)):
-            raise ValueError(f"give all, none, or any of {','.join(PARTS)}")
+            raise ValueError(FORMS["rl_compat"])
         return PARTS if value == ("all",) else value

@@ -78,5 +78,6 @@ def add_routes(http_server: Any) -> None:
         """The version that the last update named: slime's servers have this endpoint, stock SGLang only /model_info."""
         if not rl_compat_http.active("weight_version"):
             return JSONResponse({"detail": "Not Found"}, status_code=404)
+        rl_compat_http.say_once("weight_version", "GET /get_weight_version is answered")
         version = http_server._global_state.tokenizer_manager.config_value("weight_version")
         return JSONResponse({"weight_version": version})

@@ -20,6 +20,7 @@ from sglang.srt.managers import io_struct
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_er.engine.hooks import worker_of
+from sglang_er.engine.rl_compat_http import say_once
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ REPLIES = {
     "begin_weight_update": io_struct.BeginWeightUpdateReqOutput,
     "end_weight_update": io_struct.EndWeightUpdateReqOutput,
 }
-_said: set[str] = set()
 
 
 def register() -> None:
@@ -44,12 +44,6 @@ def register() -> None:
         HookRegistry.register(f"{UPDATER}.{name}", _update_hook(name), HookType.AROUND)
     HookRegistry.register(f"{UPDATER}.release_memory_occupation", _release, HookType.AROUND)
     HookRegistry.register(f"{UPDATER}.resume_memory_occupation", _resume, HookType.AROUND)
-
-
-def _say_once(part: str, message: str) -> None:
-    if part not in _said:
-        _said.add(part)
-        logger.info("sglang-er: %s (option rl_compat, part %s; said once)", message, part)
 
 
 # -- weight updates ------------------------------------------------------------------------------------------------
@@ -99,7 +93,7 @@ def _refusal(updater: Any, request: Any) -> str | None:
 
 
 def _in_session(original: Callable[..., Any], updater: Any, request: Any) -> Any:
-    _say_once("sessions", "a weight update came without begin_weight_update: a session is opened around it")
+    say_once("sessions", "a weight update came without begin_weight_update: a session is opened around it")
     began = updater.begin_weight_update(io_struct.BeginWeightUpdateReqInput(selector=request.selector))
     if not began.success:
         return original(updater, request)  # says why
@@ -132,7 +126,7 @@ def _release(original: Callable[..., Any], updater: Any, request: Any) -> Any:
     if "memory" in parts:
         tags = [tag for tag in tags if tag not in updater.offload_tags]
         if not tags:
-            _say_once("memory", "release of memory that is released: nothing to do")
+            say_once("memory", "release of memory that is released: nothing to do")
             return io_struct.ReleaseMemoryOccupationReqOutput()
     worker.sync.memory_released(GPU_MEMORY_TYPE_WEIGHTS in tags)
     return original(updater, msgspec.structs.replace(request, tags=tags))
@@ -149,7 +143,7 @@ def _resume(original: Callable[..., Any], updater: Any, request: Any) -> Any:
     if "memory" in parts:
         tags = [tag for tag in tags if tag in updater.offload_tags]
         if not tags:
-            _say_once("memory", "resume of memory that is not released: nothing to do")
+            say_once("memory", "resume of memory that is not released: nothing to do")
             return io_struct.ResumeMemoryOccupationReqOutput()
     resident = sorted(set(tags) - set(updater.offload_tags))
     if "guard" in parts and resident:

@@ -18,7 +18,7 @@ CONTROL = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
 # SGLang's present key in meta_info -> the one up to 0.5.10, which slime, miles and verl still read
 OLD_KEYS = {"spec_num_correct_drafts": "spec_accept_token_num", "spec_num_proposed_drafts": "spec_draft_token_num"}
 _parts: frozenset[str] | None = None
-_said = False
+_said: set[str] = set()
 
 
 def register() -> None:
@@ -42,23 +42,25 @@ def active(part: str) -> bool:
     return part in (_parts or ()) and get_spec().speculative_algorithm == ALGORITHM
 
 
-def _add_old_keys(result: Any, manager: Any, meta_info: dict[str, Any], *_: Any) -> Any:
-    global _said
+def say_once(part: str, message: str) -> None:
+    if part not in _said:
+        _said.add(part)
+        logger.info("sglang-er: %s (option rl_compat, part %s; said once)", message, part)
+
+
+def _add_old_keys(result: Any, manager: Any, meta_info: dict[str, Any], *_: Any, **__: Any) -> Any:
+    del manager
     if active("spec_keys"):
         for key, old in OLD_KEYS.items():
             if key in meta_info:
                 meta_info.setdefault(old, meta_info[key])
-                if not _said:
-                    logger.info(
-                        "sglang-er: meta_info has %s too (option rl_compat; said once)", list(OLD_KEYS.values())
-                    )
-                    _said = True
+                say_once("spec_keys", f"meta_info has {' and '.join(OLD_KEYS.values())} too")
     return result
 
 
 def _memory_hook(communicator: str) -> Callable[..., Any]:
-    async def hook(original: Callable[..., Any], manager: Any, request: Any, *_: Any) -> None:
-        """The original, which looks at no reply: a refusal in one (rl_compat.py) becomes a 400."""
+    async def hook(original: Callable[..., Any], manager: Any, request: Any, *_: Any, **__: Any) -> None:
+        """As the original, which looks at no reply; here a refusal in one (rl_compat.py) becomes a 400."""
         del original
         manager.auto_create_handle_loop()
         refused = [reply.rid for reply in await getattr(manager, communicator)(request) if reply.rid]

@@ -54,8 +54,7 @@ class SyncMetrics:
 
 
 def make_metrics(runner: ModelRunner) -> SyncMetrics:
-    if not runner.server_args.enable_metrics:
+    """One set an engine: its tensor-parallel ranks do the same."""
+    if not runner.server_args.enable_metrics or runner.tp_rank > 0:
         return SyncMetrics()
-    return SyncMetrics(
-        {"model_name": str(runner.server_args.served_model_name), "dp_rank": str(getattr(runner, "dp_rank", None) or 0)}
-    )
+    return SyncMetrics({"model_name": str(runner.server_args.served_model_name), "dp_rank": str(runner.dp_rank or 0)})

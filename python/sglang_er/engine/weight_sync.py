@@ -6,6 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sglang_er.engine.sync_metrics import make_metrics
 from sglang_er.engine.weight_watch import WatchedWeightUpdater
 from sglang_er.twin.row_samples import RowSamples
@@ -35,6 +37,7 @@ class WeightSync:
         self._controller = controller
         self._plain_reported = self._stale_reported = False
         self._checked = time.monotonic()
+        self._device = str(runner.device)
         self._metrics = make_metrics(runner)
         self._watch = WatchedWeightUpdater(runner.weight_updater, self.changed)
         runner.weight_updater = self._watch
@@ -102,6 +105,8 @@ class WeightSync:
             raise RuntimeError(f"{what}: requantization would read weights that are not whole")
         self.changed()
         before = self.twin.requantize_seconds
+        # A draft pass that was launched may still be reading the packed weights.
+        torch.get_device_module(self._device).synchronize()
         self._requantize()
         return {"seconds": round(self.twin.requantize_seconds - before, 6), "weight_epoch": self.twin.weight_epoch}
 

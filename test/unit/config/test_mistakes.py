@@ -34,6 +34,20 @@ def lines_of(**layers: object) -> list[str]:
         ({"group_size": 100}, "--er-group-size: group_size is 100; choose a multiple of 32"),
         ({"group_size": 0}, "--er-group-size: group_size is 0; choose a number from 32 to 1024"),
         ({"requantize": "perhaps"}, "--er-requantize: requantize is 'perhaps'; give true or false"),
+        (
+            {"rl_compat": "sessions,al"},
+            "--er-rl-compat: rl_compat contains 'al'; "
+            "give all, none, or any of sessions,spec_keys,weight_version,memory,guard",
+        ),
+        (
+            {"rl_compat": "none,guard"},
+            "--er-rl-compat: rl_compat is 'none,guard'; "
+            "give all, none, or any of sessions,spec_keys,weight_version,memory,guard",
+        ),
+        (
+            {"weight_check_seconds": -1},
+            "--er-weight-check-seconds: weight_check_seconds is -1; choose a number from 0.0 to 86400.0",
+        ),
         ({"cpu_threads": 0}, "--er-cpu-threads: cpu_threads is 0; choose a number from 1 to 1024"),
     ],
 )

@@ -22,6 +22,7 @@ from sglang_er.config import (
     resolve,
     to_env,
 )
+from sglang_er.config_sync import PARTS
 
 
 def test_each_layer_wins_over_the_one_before(tmp_path: Path):
@@ -84,6 +85,14 @@ OPTIONS = {
     "group_size": st.integers(1, 32).map(lambda n: 32 * n),
     "quantize_lm_head": st.booleans(),
     "requantize": st.booleans(),
+    "requantize_on_continue": st.booleans(),
+    "weight_check_seconds": st.floats(0.0, 86400.0),
+    "check_epochs": st.booleans(),
+    "health_drop": st.floats(0.0, 1.0),
+    "rl_compat": st.one_of(
+        st.just(("none",)),
+        st.lists(st.sampled_from(PARTS), min_size=1, unique=True).map(tuple),
+    ),
     "cpu_threads": st.integers(1, 64),
     "kernels": st.sampled_from(["auto", "reference"]),
     "executor": st.sampled_from(["native", "wrapped"]),
@@ -143,6 +152,12 @@ def test_flags_give_typed_values():
     assert config.quantize_lm_head is False
     assert config.set_by()["policy"] == "flag"
     assert config.set_by()["gamma"] == "default"
+
+
+def test_parts_of_the_rl_compatibility_are_named_or_all_or_none():
+    assert _parse().rl_compat == _parse("--er-rl-compat", "all").rl_compat == PARTS
+    assert _parse("--er-rl-compat", "sessions, memory").rl_compat == ("sessions", "memory")
+    assert _parse("--er-rl-compat", "none").rl_compat == ("none",)
 
 
 def test_a_flag_can_name_the_file(tmp_path: Path):
