@@ -104,7 +104,7 @@ def test_pause_modes(updated_spec: Any, fresh: list[Reply], on_seed_1: Server, m
     wait_for_decoding(spec)
     spec.post("/pause_generation", {"mode": mode})
     fields = {} if mode == "abort" else {"flush_cache": False}
-    post_weights(spec, updated_spec.checkpoints[0], weight_version="in-flight", **fields)
+    post_weights(spec, updated_spec.checkpoints[0], weight_version=f"in flight, {mode}", **fields)
     spec.post("/continue_generation")
     running.join()
     kinds = [reply["meta_info"]["finish_reason"]["type"] for reply in outputs]
@@ -114,7 +114,7 @@ def test_pause_modes(updated_spec: Any, fresh: list[Reply], on_seed_1: Server, m
     else:
         assert kinds == ["length"] * 4 and lengths == [count] * 4
         versions = [[span["version"] for span in reply["meta_info"]["weight_versions"]] for reply in outputs]
-        assert any(len(spans) == 2 and spans[1] == "in-flight" for spans in versions), versions
+        assert any(len(spans) == 2 and spans[1] == f"in flight, {mode}" for spans in versions), versions
     spec.flush_cache()
     assert_is_seed_0(updated_spec, fresh, f"after an update in pause mode {mode}")
     assert_pool_empty(spec)

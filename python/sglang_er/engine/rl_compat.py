@@ -65,6 +65,9 @@ def _update_hook(name: str) -> Callable[..., Any]:
             if "guard" not in parts:
                 raise
             logger.exception("sglang-er: %s failed; stock SGLang would have ended here", name)
+            if getattr(request, "flush_cache", False):
+                # The weights may be half new: KV of the old ones must not be mixed with them.
+                updater.flush_cache(empty_cache=request.torch_empty_cache)
             if name == "update_weights_from_tensor":
                 torch.distributed.barrier(group=updater.tp_cpu_group)  # where the other ranks wait for this one
             return REPLIES[name](success=False, message=_explain(name, error))
