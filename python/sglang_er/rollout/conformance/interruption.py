@@ -9,9 +9,10 @@ from concurrent.futures import wait
 
 from sglang_er.rollout.conformance import bodies, replies
 from sglang_er.rollout.conformance.check import Check, NotHere, expect
+from sglang_er.rollout.conformance.connection import IDLE_TIMEOUT_S, Running
 from sglang_er.rollout.conformance.generation import exact_greedy, own_logprobs
 from sglang_er.rollout.conformance.replies import Reply
-from sglang_er.rollout.conformance.session import IDLE_TIMEOUT_S, Running, Session
+from sglang_er.rollout.conformance.session import Session
 
 IN_FLIGHT = 4
 # A request may end before an interruption reaches it; then the same is tried again.
