@@ -190,7 +190,7 @@ def _new_policy_goes_on(session: Session, prompt: list[int], reply: Reply) -> No
 CHECKS = (
     Check("C07", "abort by rid, abort all, then idle", abort),
     Check("C08", "abort with a full queue", abort_queued),
-    Check("C09", "pause (abort), update from disk, continue", pause_abort, changes=True),
-    Check("C10", "pause (retract), flush, update, continue", pause_retract, changes=True),
-    Check("C11", "pause (in_place), update, continue", pause_in_place, changes=True),
+    Check("C09", "pause (abort), update from disk, continue", pause_abort),
+    Check("C10", "pause (retract), flush, update, continue", pause_retract),
+    Check("C11", "pause (in_place), update, continue", pause_in_place),
 )
