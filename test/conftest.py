@@ -90,8 +90,15 @@ SERVERS = {
     "areal": ServerSpec(
         flags=(
             *("--skip-tokenizer-init", "--disable-radix-cache", "--chunked-prefill-size", "-1"),
-            *("--decode-log-interval", "1", "--enable-metrics", "--max-running-requests", "8"),
-            *("--max-total-tokens", "8192", "--speculative-algorithm", "EFFICIENT_ROLLOUT"),
+            *("--mem-fraction-static", "0.9", "--decode-log-interval", "1", "--enable-metrics"),
+            *(
+                "--max-running-requests",
+                "8",
+                "--max-total-tokens",
+                "8192",
+                "--speculative-algorithm",
+                "EFFICIENT_ROLLOUT",
+            ),
         ),
         env=_TEST_PATH,
         command=areal_command,

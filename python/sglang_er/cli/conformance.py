@@ -72,6 +72,10 @@ def _examine(args: argparse.Namespace, progress: Progress) -> None:
     session = Session(args.url.rstrip("/"), options_of(args))
     try:
         outcomes = suite.run_all(session, checks, tell)
+    except KeyboardInterrupt:
+        progress.note("bringing the server back to how it was found")
+        session.restore()
+        raise
     finally:
         session.close()
     print(suite.rows(outcomes))

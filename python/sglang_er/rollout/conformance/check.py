@@ -48,7 +48,7 @@ def expect(condition: object, promise: str, found: str) -> None:
 
 @dataclass(frozen=True)
 class Check:
-    """`run` returns a note for the table (what it could not look at, a figure) or None. `changes`: it writes weights.
+    """`run` returns a note for the table (what it could not look at, a figure) or None.
 
     `destructive`: a server that breaks the promise does not survive it.
     """
@@ -56,7 +56,6 @@ class Check:
     id: str
     what: str
     run: Callable[[Session], str | None]
-    changes: bool = False
     destructive: bool = False
 
 

@@ -63,6 +63,6 @@ def release_while_busy(session: Session) -> str | None:
 
 
 CHECKS = (
-    Check("C17", "release, resume weights, update, continue, resume the rest", sleep_and_wake, changes=True),
+    Check("C17", "release, resume weights, update, continue, resume the rest", sleep_and_wake),
     Check("C18", "release while a request runs", release_while_busy, destructive=True),
 )

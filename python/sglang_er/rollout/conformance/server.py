@@ -113,8 +113,8 @@ def on_gpus(session: Session) -> str | None:
 
 CHECKS = (
     Check("C19", "AReaL's request without a tokenizer", without_tokenizer),
-    Check("C20", "the prefix cache is used, and emptied by flush and update", prefix_cache, changes=True),
-    Check("C21", "discovery and health: idle, busy, after an update", says_what_it_is, changes=True),
+    Check("C20", "the prefix cache is used, and emptied by flush and update", prefix_cache),
+    Check("C21", "discovery and health: idle, busy, after an update", says_what_it_is),
     Check("C24", "slime's launch, without loading plugins", launched_by_slime),
     Check("C25", "AReaL's launch, by its command line", launched_by_areal),
     Check("C26", "unsupported options are refused at start", refused_at_start),

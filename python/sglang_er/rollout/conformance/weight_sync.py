@@ -196,9 +196,9 @@ def partial(session: Session) -> str | None:
 
 
 CHECKS = (
-    Check("C12", "tensors in flattened buckets, within a session", tensor_session, changes=True),
-    Check("C13", "the same without begin and end", tensors_alone, changes=True),
-    Check("C14", "broadcast to a process group, twice", distributed, changes=True),
-    Check("C15", f"the draft follows {UPDATES} updates", draft_follows, changes=True),
-    Check("C16", "half of the tensors updated", partial, changes=True),
+    Check("C12", "tensors in flattened buckets, within a session", tensor_session),
+    Check("C13", "the same without begin and end", tensors_alone),
+    Check("C14", "broadcast to a process group, twice", distributed),
+    Check("C15", f"the draft follows {UPDATES} updates", draft_follows),
+    Check("C16", "half of the tensors updated", partial),
 )
