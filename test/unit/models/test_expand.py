@@ -53,7 +53,8 @@ def test_expansion_computes_the_small_model(
     assert exact[:, small.shape[-1] :].exp().sum(-1).max() < 1e-6
 
     rounded = log_probabilities(write(model, arch, tmp_path / "rounded", "bfloat16"), ids, "bfloat16")[kept]
-    assert alpha.overlap(small, rounded).mean() >= 0.998
+    # bf16 arithmetic is the machine's: at least .998 on Xeons, .99796 on a Zen 4 (torch's own linear layers).
+    assert alpha.overlap(small, rounded).mean() >= 0.9975
     assert rounded[:, small.shape[-1] :].exp().sum(-1).max() < 1e-6
 
 
