@@ -42,6 +42,8 @@ def test_buckets_of_a_colocated_trainer(updated_spec: Any, fresh: list[Reply], o
     assert_is_seed_0(updated_spec, fresh, "after buckets without a session")
     assert spec.get("/get_weight_version") == {"weight_version": "7"}
     assert spec.generate([5, 6, 7], greedy(4))["meta_info"]["weight_version"] == "7"
+    for part in ("sessions", "weight_version", "spec_keys"):
+        assert spec.log_text().count(f"part {part}; said once") == 1, part
     spec.set_policy(rl_compat="guard")
     assert spec.request("GET", "/get_weight_version").status_code == 404
 
@@ -180,6 +182,11 @@ def test_epochs_are_shown(updated_spec: Any, spec: Server) -> None:
     meta = measure(spec, updated_spec)[0]["meta_info"]
     assert meta["spec_accept_token_num"] == meta["spec_num_correct_drafts"] > 0
     assert meta["spec_draft_token_num"] == meta["spec_num_proposed_drafts"] > 0
+    spec.set_policy(rl_compat="guard")
+    stock = spec.generate([5, 6, 7], greedy(8))["meta_info"]
+    spec.set_policy(rl_compat="all")
+    assert "spec_num_correct_drafts" in stock
+    assert not {"spec_accept_token_num", "spec_draft_token_num"} & set(stock)
     twin = spec.state()["twin"]
     assert spec.get("/server_info")["internal_states"][0]["sglang_er"]["twin"] == twin
     lines = [line for line in spec.request("GET", "/metrics").text.splitlines() if line.startswith("sglang_er:")]
