@@ -63,7 +63,7 @@ def test_c25_areal_builds_the_command_that_was_launched(updated_spec: Any) -> No
     code = (
         "from sglang_er.compat import torchvision_shim; torchvision_shim.install()\n"
         "from areal.api.cli_args import SGLangConfig\n"
-        "args = SGLangConfig.build_args(SGLangConfig(model_path='M', skip_tokenizer_init=True), 1, 0)\n"
+        "args = SGLangConfig.build_args(SGLangConfig(model_path='M', skip_tokenizer_init=True), 1, 0, 'h', 1)\n"
         "print(' '.join(map(str, SGLangConfig.build_cmd_from_args(args))))\n"
     )
     built = shlex.split(run([sys.executable, "-c", code], path).strip().splitlines()[-1])
@@ -78,7 +78,12 @@ def router(updated_spec: Any) -> Iterator[str]:
     if importlib.util.find_spec("sglang_router") is None:
         pytest.skip("sglang_router is not installed")
     url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(port)]
+    # Its launcher imports SGLang's, and that torchvision.
+    shimmed = (
+        "from sglang_er.compat import torchvision_shim; torchvision_shim.install()\n"
+        "import runpy; runpy.run_module('sglang_router.launch_router', run_name='__main__', alter_sys=True)\n"
+    )
+    command = [sys.executable, "-c", shimmed, "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             _until(lambda: requests.get(f"{url}/workers", timeout=5).status_code == 200)

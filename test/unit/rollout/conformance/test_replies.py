@@ -61,6 +61,23 @@ def test_a_mistake_breaks_its_promise(what: str, promise: str, change: Change) -
     assert str(broken.value).startswith(f"{promise} (") and "\n" not in str(broken.value)
 
 
+def test_an_abort_in_the_queue_has_less() -> None:
+    """As SGLang 0.5.21 sends it; with tokens the same reply is broken."""
+    reply = good_reply()
+    reply["output_ids"] = []
+    reply["meta_info"] = {
+        "id": "a",
+        "finish_reason": {"type": "abort", "message": "Abort in waiting queue"},
+        "completion_tokens": 0,
+        "weight_version": "1",
+        "output_token_logprobs": [],
+    }
+    replies.aligned(reply, "reply")
+    reply["meta_info"] |= {"completion_tokens": 1, "output_token_logprobs": [[-0.1, 7, None]]}
+    with pytest.raises(Broken, match="lacks"):
+        replies.aligned(reply, "reply")
+
+
 def test_more_tokens_than_asked_for() -> None:
     with pytest.raises(Broken) as broken:
         replies.aligned(good_reply(), "reply", budget=2)
