@@ -90,6 +90,7 @@ SERVERS = {
     "areal": ServerSpec(
         flags=(
             *("--skip-tokenizer-init", "--disable-radix-cache", "--chunked-prefill-size", "-1"),
+            "--sleep-on-idle",  # an idle scheduler that spins takes a core from the tests of large models
             *("--mem-fraction-static", "0.9", "--decode-log-interval", "1", "--enable-metrics"),
             *(
                 "--max-running-requests",

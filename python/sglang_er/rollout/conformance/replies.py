@@ -12,7 +12,7 @@ Reply = Mapping[str, Any]
 FINISHES = {
     "length": {"length"},
     "stop": {"matched"},
-    "abort": {"message"},  # status_code and err_type too, unless the request was still waiting in the queue
+    "abort": {"message", "status_code", "err_type"},
 }
 # A request that was aborted in the queue has no more than this.
 ALWAYS = ("id", "finish_reason", "completion_tokens", "weight_version", "output_token_logprobs")
