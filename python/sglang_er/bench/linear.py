@@ -111,7 +111,7 @@ def _functional(x: torch.Tensor, weights: Weights) -> Made:
 
 
 def _prepacked(x: torch.Tensor, weights: Weights) -> Made | None:
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     linear, reorder = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight
     reordered = [reorder(w, x.shape[0]) for w in weights.bf16]

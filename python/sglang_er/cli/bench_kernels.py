@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sglang_er.cli.common import check_folder, write_json
 
 if TYPE_CHECKING:
     from sglang_er.bench.kernels import Plan
@@ -111,8 +112,7 @@ def _measure(args: argparse.Namespace) -> None:
     from sglang_er.rollout import cores, machine, provenance
     from sglang_er.rollout.progress import Progress
 
-    if args.json is not None and not args.json.parent.is_dir():
-        raise ValueError(f"{args.json}: there is no folder {args.json.parent}")
+    check_folder(args.json)
     plan = plan_of(args)
     torch.set_num_threads(args.threads or cores.default_threads())
     kernels.set_isa(plan.isas[0])  # of what runs on one instruction set only
@@ -127,5 +127,4 @@ def _measure(args: argparse.Namespace) -> None:
     }
     print(kernels_report.text(results, about))
     if args.json is not None:
-        content = kernels_report.to_json(results, about)
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, kernels_report.to_json(results, about))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang_er.cli import bench_rollout
-from sglang_er.cli.common import exit_code
+from sglang_er.cli.common import check_folder, exit_code, write_json
 
 if TYPE_CHECKING:
     from sglang_er.rollout.contest import Contest
@@ -50,10 +49,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, progress: Progress) -> None:
-    from sglang_er.rollout import contest, machine, prompts, provenance
+    from sglang_er.rollout import contest, machine, prompts
 
-    if args.json is not None and not args.json.parent.is_dir():
-        raise ValueError(f"{args.json}: there is no folder {args.json.parent}")
+    check_folder(args.json)
     if args.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {args.rounds}")
     arms = contest.parse_arms(args.arms)
@@ -69,21 +67,17 @@ def _measure(args: argparse.Namespace, progress: Progress) -> None:
         before = machine.look()
         blocks = contest.run(client, plan, bench_rollout.teller(progress), cpu_clock)
         state = client.state()
-    facts = {**provenance.machine_facts(before, machine.look())}
-    facts["server_threads"] = state["config"]["values"]["cpu_threads"]
-    about = {**provenance.provenance(), "machine": facts, "model": bench_rollout.model_facts(card, text)}
+        about = bench_rollout.about_run(before, state, card, text)
     print(text_of(plan, blocks, about))
     if args.json is not None:
-        content = {"what": "policies", **about, **contest.to_json(plan, blocks), "controller": state["controller"]}
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        found = {"what": "policies", **about, **contest.to_json(plan, blocks), "controller": state["controller"]}
+        write_json(args.json, found)
 
 
 def text_of(plan: Contest, blocks: Mapping[str, list[Block]], about: Mapping[str, Any]) -> str:
     """What the user reads."""
     from sglang_er.rollout import contest, report
 
-    machine = about["machine"]
-    loads = [" ".join(f"{value:.1f}" for value in machine[name]) for name in ("load_before", "load_after")]
     rows = [("", "tokens/s, median", "over plain [95 %]", "accept length", "steps by gamma")]
     for name, arm_blocks in blocks.items():
         steps = report.all_steps(arm_blocks)
@@ -98,9 +92,9 @@ def text_of(plan: Contest, blocks: Mapping[str, list[Block]], about: Mapping[str
         )
     lines = [
         f"model      {about['model']['name']}; alpha stated by its card {about['model']['alpha_stated']}",
-        f"machine    {machine['cpu']}, {machine['cores']} cores, load before {loads[0]}, after {loads[1]}",
+        report.machine_line(about),
         f"workload   {plan.at_once} in flight, {len(plan.rounds)} rounds of {len(plan.rounds[0])} requests",
-        f"made by    {about['command']} ({about['version']}, commit {about['commit'] or 'unknown'}, {about['date']})",
+        report.origin_line(about),
         "",
         *report.table(rows),
     ]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sglang_er.cli.common import cache_dir, cached_model, card_of, check_checkpoint, exit_code
+from sglang_er.cli.common import cache_dir, cached_model, card_of, check_checkpoint, check_folder, exit_code, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sglang_er.rollout.bench import Result, Settings
     from sglang_er.rollout.client import Client
+    from sglang_er.rollout.machine import Machine
     from sglang_er.rollout.progress import Progress
     from sglang_er.rollout.prompts import Request
 
@@ -120,13 +120,11 @@ def kv_tokens(outputs: Sequence[Sequence[int]], input_tokens: int, at_once: int)
 
 
 def _measure(args: argparse.Namespace, progress: Progress) -> None:
-    from sglang_er.rollout import bench, machine, prompts, provenance, timeline
+    from sglang_er.rollout import bench, machine, prompts, timeline
 
     if args.png is not None:
         timeline.require_plotting()
-    for path in (args.json, args.png):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
+    check_folder(args.json, args.png)
     outputs, changes = output_lengths(args), policy_changes(args)
     at_once = args.batch or max(map(len, outputs)) if args.lengths else args.batch or 1
     with bench_server(args, progress, kv_tokens(outputs, args.input, at_once)) as (client, card, cpu_clock):
@@ -135,9 +133,8 @@ def _measure(args: argparse.Namespace, progress: Progress) -> None:
         settings = _settings(args, requests, at_once, bench.policy_of(client.state(), changes))
         before = machine.look()
         result = bench.measure_rollouts(client, settings, teller(progress), cpu_clock)
-        threads = client.state()["config"]["values"]["cpu_threads"]
-    facts = {**provenance.machine_facts(before, machine.look()), "server_threads": threads}
-    _write(args, result, {**provenance.provenance(), "machine": facts, "model": model_facts(card, text)})
+        about = about_run(before, client.state(), card, text)
+    _write(args, result, about)
 
 
 def _settings(
@@ -164,12 +161,20 @@ def teller(progress: Progress) -> Callable[[str, str, bool], None]:
     return tell
 
 
-def model_facts(card: Mapping[str, Any], task_text: bool) -> dict[str, Any]:
-    """What a result says about the model and its prompts."""
+def about_run(before: Machine, state: Mapping[str, Any], card: Mapping[str, Any], task_text: bool) -> dict[str, Any]:
+    """Where a result comes from: command, commit, machine, model. `before`: the machine at the beginning; `state`: of
+    the server at the end."""
+    from sglang_er.rollout import machine, provenance
+
+    threads = state["config"]["values"]["cpu_threads"]
     return {
-        "name": model_name(card),
-        "alpha_stated": card.get("alpha"),
-        "prompts": "task text" if task_text else "random token ids",
+        **provenance.provenance(),
+        "machine": {**provenance.machine_facts(before, machine.look()), "server_threads": threads},
+        "model": {
+            "name": model_name(card),
+            "alpha_stated": card.get("alpha"),
+            "prompts": "task text" if task_text else "random token ids",
+        },
     }
 
 
@@ -213,7 +218,7 @@ def _write(args: argparse.Namespace, result: Result, about: Mapping[str, Any]) -
 
     print(bench_report.text(result, about))
     if args.json is not None:
-        args.json.write_text(json.dumps(bench_report.to_json(result, about), indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, bench_report.to_json(result, about))
     if args.png is not None:
         pair = bench_report.typical_pair(result)
         title = f"{about['model']['name']}: pair {pair + 1}, {result.comparison.speed_ups[pair]:.2f}x"

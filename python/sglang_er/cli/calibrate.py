@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sglang_er.cli.common import exit_code
+from sglang_er.cli.common import check_folder, exit_code
 
 if TYPE_CHECKING:
     from sglang_er.rollout.progress import Progress
@@ -39,8 +39,7 @@ def _calibrate(args: argparse.Namespace, progress: Progress) -> None:
 
     if args.seconds <= 0:
         raise ValueError(f"--seconds must be above 0, got {args.seconds:g}")
-    if not args.out.parent.is_dir():
-        raise ValueError(f"{args.out}: there is no folder {args.out.parent}")
+    check_folder(args.out)
     requests = prompts.make_requests([1] * MOST_REQUESTS, INPUT_TOKENS, task_text=False, seed=0)
     found = calibrate.calibrate(Client(args.url.rstrip("/")), requests, args.seconds, progress.note)
     cost_file.save(args.out, found.model, found.measured_on)

@@ -68,6 +68,18 @@ def check_checkpoint(model: Path) -> None:
         raise ValueError(f"--model-path {model}: no checkpoint there (config.json is missing)")
 
 
+def check_folder(*paths: Path | None) -> None:
+    """Raises ValueError where a file cannot be written: better before the work than after it."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {path.parent}")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A result's file."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def cache_dir() -> Path:
     """The user's cache of this project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sglang-er"

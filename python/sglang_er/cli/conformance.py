@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sglang_er.cli.common import exit_code
+from sglang_er.cli.common import check_folder, exit_code, write_json
 
 if TYPE_CHECKING:
     from sglang_er.rollout.conformance.check import Outcome
@@ -62,8 +61,7 @@ def _examine(args: argparse.Namespace, progress: Progress) -> None:
     from sglang_er.rollout.conformance.session import Session
     from sglang_er.rollout.errors import RolloutError
 
-    if args.json is not None and not args.json.parent.is_dir():
-        raise ValueError(f"{args.json}: there is no folder {args.json.parent}")
+    check_folder(args.json)
     checks = by_id(suite.CHECKS, [name.strip() for name in args.only.split(",") if name.strip()])
 
     def tell(outcome: Outcome) -> None:
@@ -80,6 +78,6 @@ def _examine(args: argparse.Namespace, progress: Progress) -> None:
         session.close()
     print(suite.rows(outcomes))
     if args.json is not None:
-        args.json.write_text(json.dumps(suite.as_json(session, outcomes), indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, suite.as_json(session, outcomes))
     if failed := [outcome.check.id for outcome in outcomes if outcome.status == "failed"]:
         raise RolloutError(f"{', '.join(failed)} failed")

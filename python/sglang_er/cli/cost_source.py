@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,10 +46,3 @@ def step_table(args: argparse.Namespace) -> StepTable:
     if args.private_kv:
         costs = PrivateKv(costs, 1e-9 * args.private_kv)
     return StepTable(costs, min(GAMMA_MAX, costs.gamma_max) if args.gamma_max is None else args.gamma_max)
-
-
-def check_folder(*paths: Path | None) -> None:
-    """Raises ValueError where a file cannot be written: better before the work than after it."""
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from sglang_er.cli import cost_source
+from sglang_er.cli.common import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         timeline.require_plotting()
-        cost_source.check_folder(args.png)
+        check_folder(args.png)
         _map(args) if args.part == "map" else _timeline(args)
     except (ValueError, OSError) as error:
         print(f"sglang-er plot: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang_er.cli import cost_source
+from sglang_er.cli.common import check_folder, write_json
 
 if TYPE_CHECKING:
     from sglang_er.policy.paper import Roofline
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     from sglang_er.rollout.progress import Progress
 
     try:
-        cost_source.check_folder(args.json)
+        check_folder(args.json)
         plan = make_plan(args)
         experiment.check(plan)
     except (ValueError, OSError) as error:
@@ -104,8 +105,7 @@ def run(args: argparse.Namespace) -> int:
     gains = simulate_report.gains_of(plan, args.context)
     print(simulate_report.text(plan, samples, gains))
     if args.json is not None:
-        content = simulate_report.to_json(plan, samples, gains, provenance.provenance())
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, simulate_report.to_json(plan, samples, gains, provenance.provenance()))
     return 0
 
 

@@ -43,7 +43,6 @@ class WrappedDrafter:
     def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
         """Around the drafted tokens of one step."""
         del chain
-        self._twin.about_to_draft()
         return self._twin.draft_pass()
 
     def logits(self, chain: forward.Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -73,7 +72,6 @@ class NativeDrafter(WrappedDrafter):
         self._executor.configure(config)
 
     def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
-        self._twin.about_to_draft()
         self._native = self._executor.enabled and self._executor.prepare_draft(self._twin, chain)
         return nullcontext() if self._native else super().draft_pass(chain)
 

@@ -79,8 +79,7 @@ class StepSampler:
 
     def confidences(self, logits: torch.Tensor, drafted: DraftedChain) -> list[float]:
         """Of the tokens drafted last, from logits [R, V]: the twin's largest probability, unfiltered. Recorded."""
-        filters = self.params.need_top_p or self.params.need_top_k or self.params.need_min_p
-        if self.rule == "rejection" and not filters:
+        if self.rule == "rejection" and self.params.unfiltered:
             probs = drafted.probs[-1]
         else:
             probs = kernels.softmax_rows(logits, self.params.temperatures.flatten())

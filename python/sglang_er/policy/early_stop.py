@@ -68,7 +68,9 @@ class EarlyStop:
 
     def acceptance(self, confidence: float) -> float:
         """Of a draft of this confidence."""
-        band = bisect_right(BANDS, confidence)
+        return self._acceptance_of(bisect_right(BANDS, confidence))
+
+    def _acceptance_of(self, band: int) -> float:
         return (self._accepted[band] + SHRINK * self._average) / (self._drafted[band] + SHRINK)
 
     def pace(self) -> float:
@@ -125,10 +127,7 @@ class EarlyStop:
             "stopped": self.stopped,
             "pace": round(self.pace(), 4),
             "bands": list(BANDS),
-            "acceptance": [
-                round((accepted + SHRINK * self._average) / (drafted + SHRINK), 4)
-                for accepted, drafted in zip(self._accepted, self._drafted)
-            ],
+            "acceptance": [round(self._acceptance_of(band), 4) for band in range(len(BANDS) + 1)],
             "evidence": [round(count, 1) for count in self._drafted],
             "ignored": self.ignored,
         }

@@ -53,7 +53,9 @@ class GoodputPolicy:
         self._gamma_max = gamma_max
         self._hysteresis, self._probe_share = hysteresis, probe_share
         self._budget = 0.0
-        self._last = self._reach = 0
+        self._last = 0
+        # How many tokens the step that was chosen last may draft, as long as `goes_on`.
+        self.reach = 0
         self._steps = self._probes = self._switches = 0
         self._predicted = self._measured = 0.0
 
@@ -61,7 +63,7 @@ class GoodputPolicy:
 
     def choose(self, state: StepState) -> int:
         limit = min(state.gamma_limit, self._gamma_max)
-        self._reach = 0
+        self.reach = 0
         self.early_stop.begin(None)
         if state.speculative_rows == 0 or limit <= 0 or not self.cost.ready:
             return 0
@@ -76,19 +78,14 @@ class GoodputPolicy:
         if self._budget > 0.0 and self._steps % _PROBE_EVERY == 0:
             probe = self._worth_probing(state, step, limit, seconds, rates, best)
             if probe is not None:
-                self._reach = probe
+                self.reach = probe
                 return probe
         self._switches += best != self._last
-        self._last = self._reach = best
+        self._last = self.reach = best
         if best and self.stops_early and state.speculative_rows <= TRACKED_ROWS and self.objective == "tokens":
-            self._reach = limit
+            self.reach = limit
             self.early_stop.begin(Plan(state.batch_size, seconds, self.tracker.alphas(), rates[best]))
         return best
-
-    @property
-    def reach(self) -> int:
-        """How many tokens the step that was chosen last may draft, as long as `goes_on`."""
-        return self._reach
 
     def goes_on(self, confidences: Sequence[float]) -> bool:
         """Whether to draft on after a token with these confidences, one per drafting row."""

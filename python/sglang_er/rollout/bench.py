@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_er.config import SWITCHABLE
 from sglang_er.rollout import oracle
 from sglang_er.rollout.client import Client, Response
-from sglang_er.rollout.measure import PLAIN, Block, Comparison, alternate, run_jobs, send_all
+from sglang_er.rollout.measure import PLAIN, Block, Comparison, alternate, jobs_of, run_jobs, send_all
 from sglang_er.rollout.prompts import Request
 from sglang_er.rollout.steps import Steps
 from sglang_er.rollout.timeline import Gauge, Row, Sampler
@@ -133,14 +132,13 @@ class _Run:
     def __init__(self, client: Client, settings: Settings, result: Result, cpu_clock: Callable[[], float]) -> None:
         self._client, self._settings, self._result, self._cpu_clock = client, settings, result, cpu_clock
 
-    def _jobs(self, batch: Sequence[Request]) -> list[Callable[[], Response]]:
-        temperature = self._settings.temperature
-        return [partial(self._client.generate, r.input_ids, r.sampling(temperature)) for r in batch]
+    def _jobs(self, batch: Sequence[Request], tokens: int | None = None) -> list[Callable[[], Response]]:
+        return jobs_of(self._client, batch, self._settings.temperature, tokens)
 
     def warm(self, batch: Sequence[Request], policy: Mapping[str, Any]) -> None:
         """Prompts into the prefix cache: then both blocks of a pair find them there."""
         self._client.set_policy(policy)
-        send_all(self._jobs([replace(request, output_tokens=2) for request in batch]), at_once=self._settings.at_once)
+        send_all(self._jobs(batch, tokens=2), at_once=self._settings.at_once)
 
     def block(self, pair: int, changes: Mapping[str, Any], tell: Callable[[str], None]) -> Block:
         batch = self._settings.batch_of(pair)
@@ -170,7 +168,7 @@ class _Run:
         for size in probe_sizes(most):
             for gamma in gammas:
                 tokens = gamma + round(PROBE_STEPS * oracle.expected_tokens(gamma, [PROBE_ACCEPTANCE]))
-                jobs = self._jobs([replace(request, output_tokens=tokens) for request in batch[:size]])
+                jobs = self._jobs(batch[:size], tokens)
                 on_progress("probe", f"{size} requests, gamma {gamma}", False)
                 block, _ = run_jobs(self._client, {"policy": "fixed", "gamma": gamma}, jobs, size)
                 self._result.probed = self._result.probed + block.steps

@@ -152,7 +152,7 @@ def text(result: Result, about: Mapping[str, Any]) -> str:
 
 
 def _head(result: Result, about: Mapping[str, Any]) -> list[str]:
-    settings, model, machine = result.settings, about["model"], about["machine"]
+    settings, model = result.settings, about["model"]
     outputs = [request.output_tokens for batch in settings.batches for request in batch]
     lengths = f"{outputs[0]}" if min(outputs) == max(outputs) else (
         f"{min(outputs)} to {max(outputs)} (median {statistics.median(outputs):.0f})"
@@ -162,15 +162,14 @@ def _head(result: Result, about: Mapping[str, Any]) -> list[str]:
         for value in (model["alpha_stated"], result.drafting_steps().alpha)
     ]
     batches = f"{len(settings.batches)} seeds of {len(settings.batches[0])} requests"
-    loads = [" ".join(f"{value:.1f}" for value in machine[name]) for name in ("load_before", "load_after")]
     return [
         f"model      {model['name']}; alpha stated by its card {alphas[0]}, measured {alphas[1]}",
-        f"machine    {machine['cpu']}, {machine['cores']} cores, load before {loads[0]}, after {loads[1]}",
+        report.machine_line(about),
         f"workload   {settings.at_once} in flight, {batches}, "
         f"{len(settings.batches[0][0].input_ids)} tokens in, {lengths} out, temperature {settings.temperature:g}",
         f"blocks     {len(result.comparison.plain)} plain, {len(result.comparison.speculative)} speculative, in turn",
         f"policy     {report.policy_text(result.policy)}",
-        f"made by    {about['command']} ({about['version']}, commit {about['commit'] or 'unknown'}, {about['date']})",
+        report.origin_line(about),
     ]
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from sglang_er.policy.cost_features import Step
@@ -12,7 +11,7 @@ from sglang_er.policy.cost_model import CostModel
 from sglang_er.rollout import bench, oracle
 from sglang_er.rollout.client import Client
 from sglang_er.rollout.errors import RolloutError
-from sglang_er.rollout.measure import run_jobs, send_all
+from sglang_er.rollout.measure import jobs_of, run_jobs, send_all
 from sglang_er.rollout.prompts import Request
 
 GAMMAS = (0, 1, 3, 7, 12)
@@ -67,15 +66,12 @@ def _measure(
     client: Client, requests: Sequence[Request], gammas: Sequence[int], left: float, tell: Callable[[str], None]
 ) -> int:
     most = 0
-    send_all([partial(client.generate, r.input_ids, replace(r, output_tokens=2).sampling(1.0)) for r in requests])
+    send_all(jobs_of(client, requests, 1.0, tokens=2))
     for size in (size for size in bench.PROBE_SIZES if size <= len(requests)):
         spent = 0.0
         for gamma in gammas:
             tokens = gamma + round(STEPS * oracle.expected_tokens(gamma, [_ACCEPTANCE]))
-            jobs = [
-                partial(client.generate, request.input_ids, replace(request, output_tokens=tokens).sampling(1.0))
-                for request in requests[:size]
-            ]
+            jobs = jobs_of(client, requests[:size], 1.0, tokens)
             block, _ = run_jobs(client, {"policy": "fixed", "gamma": gamma}, jobs, size)
             spent += block.seconds
         most, left = size, left - spent

@@ -12,7 +12,7 @@ from typing import Any
 from sglang_er.rollout.bench import switchable
 from sglang_er.rollout.client import Client
 from sglang_er.rollout.intervals import Interval, median_interval
-from sglang_er.rollout.measure import PLAIN, Block, run_jobs, send_all
+from sglang_er.rollout.measure import PLAIN, Block, jobs_of, run_jobs, send_all
 from sglang_er.rollout.prompts import Request
 
 OnProgress = Callable[[str, str, bool], None]
@@ -74,7 +74,7 @@ def run(
             for name in order_of(number, list(contest.arms)):
                 label = f"round {number + 1} of {len(contest.rounds)}, {name}"
                 tell = partial(on_progress, label)
-                jobs = [partial(client.generate, r.input_ids, r.sampling(contest.temperature)) for r in requests]
+                jobs = jobs_of(client, requests, contest.temperature)
                 block, _ = run_jobs(
                     client,
                     {**usual, **contest.arms[name]},
@@ -93,11 +93,7 @@ def run(
 def _warm(client: Client, contest: Contest, requests: Sequence[Request], usual: Mapping[str, Any]) -> None:
     """Prompts into the prefix cache, and whatever is made at the first draft."""
     client.set_policy({**usual, "policy": "fixed", "gamma": 1})
-    jobs = [
-        partial(client.generate, r.input_ids, {**r.sampling(contest.temperature), "max_new_tokens": 4})
-        for r in requests
-    ]
-    send_all(jobs, at_once=contest.at_once)
+    send_all(jobs_of(client, requests, contest.temperature, tokens=4), at_once=contest.at_once)
 
 
 def speed_up(blocks: Mapping[str, Sequence[Block]], name: str, other: str = PLAIN_ARM) -> Interval:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sglang_er.models import task, tokenizer
 from sglang_er.rollout.client import Client, Response
+from sglang_er.rollout.prompts import Request
 from sglang_er.rollout.steps import Steps
 from sglang_er.rollout.workload import Rollout
 
@@ -67,6 +68,15 @@ def run_block(
     block, responses = run_jobs(client, policy, jobs, len(jobs), on_progress, cpu_clock)
     rewards = [task.verify(rollout.prompt, response.text) for rollout, response in zip(batch, responses)]
     return replace(block, rewards=rewards)
+
+
+def jobs_of(
+    client: Client, requests: Sequence[Request], temperature: float, tokens: int | None = None
+) -> list[Callable[[], Response]]:
+    """What `run_jobs` and `send_all` take; `tokens`: of every response, None for the requests' own lengths."""
+    if tokens is not None:
+        requests = [replace(request, output_tokens=tokens) for request in requests]
+    return [partial(client.generate, request.input_ids, request.sampling(temperature)) for request in requests]
 
 
 def run_jobs(

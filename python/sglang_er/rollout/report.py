@@ -145,6 +145,18 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
+def machine_line(about: Mapping[str, Any]) -> str:
+    """Of a result's head: what it was measured on."""
+    machine = about["machine"]
+    loads = [" ".join(f"{value:.1f}" for value in machine[name]) for name in ("load_before", "load_after")]
+    return f"machine    {machine['cpu']}, {machine['cores']} cores, load before {loads[0]}, after {loads[1]}"
+
+
+def origin_line(about: Mapping[str, Any]) -> str:
+    """Of a result's head: what made it."""
+    return f"made by    {about['command']} ({about['version']}, commit {about['commit'] or 'unknown'}, {about['date']})"
+
+
 def policy_text(policy: Mapping[str, Any]) -> str:
     """What /er/state says about the policy, as a phrase."""
     if policy.get("policy") == "fixed":

@@ -28,6 +28,11 @@ class FilterParams(NamedTuple):
     need_top_k: bool
     need_min_p: bool
 
+    @property
+    def unfiltered(self) -> bool:
+        """Temperature alone."""
+        return not (self.need_top_p or self.need_top_k or self.need_min_p)
+
     def rows(self, index: torch.Tensor) -> FilterParams:
         """The same parameters for the rows that `index` (int64) selects."""
         return self._replace(
@@ -50,7 +55,7 @@ class FilterParams(NamedTuple):
 def filtered_probs(logits: torch.Tensor, params: FilterParams, in_place: bool = False) -> torch.Tensor:
     """logits [R, V] -> probabilities fp32 [R, V], zero outside the filters' support. `logits` is left alone, unless
     `in_place` allows to overwrite it: a fresh tensor of tens of megabytes costs more than what is written to it."""
-    if not (params.need_top_p or params.need_top_k or params.need_min_p):
+    if params.unfiltered:
         out = logits if in_place and logits.dtype == torch.float32 and logits.is_contiguous() else None
         return kernels.softmax_rows(logits, params.temperatures.flatten(), out)
     # What lies on a filter's boundary is decided by the last bit, so here it is SGLang's own arithmetic.
