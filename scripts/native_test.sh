@@ -21,6 +21,13 @@ else
     echo "native tests: compiling (minutes the first time)"
     rm -f "$build/native_tests" # one from the cache is newer than objects that it was not linked from
     "$cmake" --build "$build" --target native_tests --parallel "$jobs"
+    # Of an inline function that several objects define, the linker keeps any one copy: none may come from an object
+    # with instructions that the machine may lack.
+    shared=$(nm -C --defined-only "$build"/CMakeFiles/native_tests.dir/csrc/cpu/*_avx*.o | awk '$2 ~ /[Wu]/')
+    if [[ -n $shared ]]; then
+        printf 'native tests: give these internal linkage, or define them outside of headers:\n%s\n' "$shared" >&2
+        exit 1
+    fi
     mkdir -p "$cache"
     cp "$build/native_tests" "$cache/partial.$$"
     mv "$cache/partial.$$" "$cache/$key" # a reader sees a whole file or none

@@ -132,6 +132,40 @@ Pool& pool() {
   return instance;
 }
 
+// A part's units [begin, end), in one word.
+uint64_t pack(int64_t begin, int64_t end) {
+  return static_cast<uint64_t>(end) << 32 | static_cast<uint64_t>(begin);
+}
+int64_t begin_of(uint64_t word) { return static_cast<int64_t>(word & 0xFFFFFFFF); }
+int64_t end_of(uint64_t word) { return static_cast<int64_t>(word >> 32); }
+
+int64_t left(const std::atomic<uint64_t>& part) {
+  const uint64_t word = part.load(std::memory_order_relaxed);
+  return end_of(word) - begin_of(word);
+}
+
+// The first unit, or -1 if none is left.
+int64_t take_front(std::atomic<uint64_t>& part) {
+  uint64_t word = part.load(std::memory_order_relaxed);
+  while (begin_of(word) < end_of(word)) {
+    const uint64_t rest = pack(begin_of(word) + 1, end_of(word));
+    if (part.compare_exchange_weak(word, rest, std::memory_order_relaxed)) return begin_of(word);
+  }
+  return -1;
+}
+
+// Moves the back half, at least one unit, into `into`; nothing if nothing is left.
+void move_back_half(std::atomic<uint64_t>& part, std::atomic<uint64_t>& into) {
+  uint64_t word = part.load(std::memory_order_relaxed);
+  while (begin_of(word) < end_of(word)) {
+    const int64_t middle = begin_of(word) + (end_of(word) - begin_of(word)) / 2;
+    if (part.compare_exchange_weak(word, pack(begin_of(word), middle), std::memory_order_relaxed)) {
+      into.store(pack(middle, end_of(word)), std::memory_order_relaxed);
+      return;
+    }
+  }
+}
+
 struct AlignedBuffer {
   void* data = nullptr;
   size_t bytes = 0;
@@ -141,6 +175,30 @@ struct AlignedBuffer {
 }  // namespace
 
 void run_team(void (*body)(void*), void* context, int threads) { pool().run(body, context, threads); }
+
+UnitParts::UnitParts(int64_t units, int threads) : threads_(threads), workers_(0) {
+  for (int i = 0; i < threads; ++i) {
+    parts_[i].word.store(pack(units * i / threads, units * (i + 1) / threads), std::memory_order_relaxed);
+  }
+}
+
+int UnitParts::join() {
+  const int worker = workers_.fetch_add(1, std::memory_order_relaxed);
+  return worker < threads_ ? worker : -1;
+}
+
+int64_t UnitParts::next(int worker) {
+  for (;;) {
+    const int64_t unit = take_front(parts_[worker].word);
+    if (unit >= 0) return unit;
+    int fullest = worker;
+    for (int i = 0; i < threads_; ++i) {
+      if (left(parts_[i].word) > left(parts_[fullest].word)) fullest = i;
+    }
+    if (fullest == worker) return -1;
+    move_back_half(parts_[fullest].word, parts_[worker].word);
+  }
+}
 
 void* scratch(size_t bytes) {
   constexpr size_t kAlignment = 64;

@@ -30,84 +30,32 @@ SGLANG_ER_INLINE int threads_for(int threads, int64_t bytes) {
   return threads < useful ? threads : static_cast<int>(useful);
 }
 
-// Units [begin, end) that one thread still has to do, in one word. The owner takes from the front: its units
-// are neighbours, whose prefetches run from one into the next. Others take from the back.
-class UnitRange {
- public:
-  void set(int64_t begin, int64_t end) { word_.store(pack(begin, end), std::memory_order_relaxed); }
-
-  int64_t left() const {
-    const uint64_t word = word_.load(std::memory_order_relaxed);
-    return end_of(word) - begin_of(word);
-  }
-
-  // The first unit, or -1 if none is left.
-  int64_t take_front() {
-    uint64_t word = word_.load(std::memory_order_relaxed);
-    while (begin_of(word) < end_of(word)) {
-      const uint64_t rest = pack(begin_of(word) + 1, end_of(word));
-      if (word_.compare_exchange_weak(word, rest, std::memory_order_relaxed)) return begin_of(word);
-    }
-    return -1;
-  }
-
-  // Moves the back half, at least one unit, into `into`. False if there was nothing to take.
-  bool give_back_half(UnitRange& into) {
-    uint64_t word = word_.load(std::memory_order_relaxed);
-    while (begin_of(word) < end_of(word)) {
-      const int64_t middle = begin_of(word) + (end_of(word) - begin_of(word)) / 2;
-      if (word_.compare_exchange_weak(word, pack(begin_of(word), middle), std::memory_order_relaxed)) {
-        into.set(middle, end_of(word));
-        return true;
-      }
-    }
-    return false;
-  }
-
- private:
-  static uint64_t pack(int64_t begin, int64_t end) {
-    return static_cast<uint64_t>(end) << 32 | static_cast<uint64_t>(begin);
-  }
-  static int64_t begin_of(uint64_t word) { return static_cast<int64_t>(word & 0xFFFFFFFF); }
-  static int64_t end_of(uint64_t word) { return static_cast<int64_t>(word >> 32); }
-
-  alignas(64) std::atomic<uint64_t> word_{0};
-};
-
 // More threads than this do not help one op.
 inline constexpr int kMaxThreads = 128;
 
-// The units of one parallel_for: every thread begins with an equal part.
+// The units of one parallel_for: every thread begins with an equal part. Defined in parallel.cpp: this file
+// is compiled once for every instruction set, and of a function that several objects define inline the linker
+// keeps any one, perhaps the one with instructions that the machine lacks.
 class UnitParts {
  public:
-  UnitParts(int64_t units, int threads) : threads_(threads) {
-    for (int i = 0; i < threads; ++i) parts_[i].set(units * i / threads, units * (i + 1) / threads);
-  }
+  UnitParts(int64_t units, int threads);
 
   // A number for the thread that asks, -1 once every number is given away: who leaves is not replaced.
-  int join() {
-    const int worker = workers_.fetch_add(1, std::memory_order_relaxed);
-    return worker < threads_ ? worker : -1;
-  }
+  int join();
 
   // The next unit of `worker`: of its own part, else of the part with most left. -1: nothing is left.
-  int64_t next(int worker) {
-    for (;;) {
-      const int64_t unit = parts_[worker].take_front();
-      if (unit >= 0) return unit;
-      int fullest = worker;
-      for (int i = 0; i < threads_; ++i) {
-        if (parts_[i].left() > parts_[fullest].left()) fullest = i;
-      }
-      if (fullest == worker) return -1;
-      parts_[fullest].give_back_half(parts_[worker]);
-    }
-  }
+  int64_t next(int worker);
 
  private:
-  UnitRange parts_[kMaxThreads];
+  // Units [begin, end) that one thread still has to do, in one word. The owner takes from the front: its
+  // units are neighbours, whose prefetches run from one into the next. Others take from the back.
+  struct alignas(64) Part {
+    std::atomic<uint64_t> word;
+  };
+
+  Part parts_[kMaxThreads];
   int threads_;
-  alignas(64) std::atomic<int> workers_{0};
+  alignas(64) std::atomic<int> workers_;
 };
 
 // Calls fn(unit) for every unit in [0, units), units below 2^32, on up to `threads` threads. Every thread has
