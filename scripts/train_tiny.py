@@ -66,16 +66,6 @@ def batches(rng: random.Random, tokens: int, progress: list[float]) -> Iterator[
             yield ids, labels
 
 
-def freeze_constant(model: torch.nn.Module) -> None:
-    """Put residual coordinate 0 back to 1: no layer writes it, the embedding sets it."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter[0].zero_()
-            elif name.endswith("embed_tokens.weight"):
-                parameter[:, 0] = 1.0
-
-
 def start_from(model: torch.nn.Module, path: Path) -> None:
     """Load trained weights. Where `model` has no QK norm and they do, the norm becomes a constant scale of q and k.
 
@@ -117,7 +107,7 @@ def train(args: argparse.Namespace) -> torch.nn.Module:
     if args.start_from:
         with torch.no_grad():
             start_from(model, args.start_from)
-    freeze_constant(model)
+    tiny.freeze_constant(model)
     decayed = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
@@ -142,7 +132,7 @@ def train(args: argparse.Namespace) -> torch.nn.Module:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        freeze_constant(model)
+        tiny.freeze_constant(model)
         seen += ids.numel()
         if step % args.log_every == 0 or step == args.steps - 1:
             elapsed = time.monotonic() - started

@@ -9,7 +9,7 @@ rounding to int4 mixes it in, and the acceptance of a W4 draft falls as kappa gr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,13 +50,15 @@ def _copies(count: int, sources: int) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 class Expansion:
-    """The trained small model of `arch` at the layer sizes of `shape`.
+    """The trained small model of `arch` at the layer sizes of `shape`; with `weights`, one that was trained further.
 
     Layers are made one at a time, in fp32, from `seed`: nothing is kept. Raises ValueError if the shape cannot hold the
     small model: narrower stream, too few layers, or fewer than two copies of a head or neuron.
     """
 
-    def __init__(self, arch: str, shape: Shape, kappa: float, seed: int = 0) -> None:
+    def __init__(
+        self, arch: str, shape: Shape, kappa: float, seed: int = 0, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         import torch
 
         if (
@@ -72,7 +74,7 @@ class Expansion:
         self.seed = seed
         self.ratio = TINY.hidden / shape.hidden  # d / D
         self.shape = replace(shape, eps=TINY.eps * self.ratio, rope_theta=TINY.rope_theta)
-        self.small = {name: value.float() for name, value in load_weights(arch).items()}
+        self.small = {name: value.float() for name, value in (weights or load_weights(arch)).items()}
         self.guard, self.shift = guard_direction(arch), logit_shift(arch)
         self.rotation = self._make_rotation(self.guard)
         #: Big layer -> small layer that it copies; the others read as one but write 0.

@@ -115,3 +115,15 @@ def load_weights(arch: str) -> dict[str, torch.Tensor]:
                 prefix = f"model.layers.{layer}.self_attn.{name}"
                 weights[f"{prefix}.bias"] = torch.zeros(weights[f"{prefix}.weight"].shape[0], dtype=torch.bfloat16)
     return weights
+
+
+def freeze_constant(model: torch.nn.Module) -> None:
+    """Put residual coordinate 0 back to 1 after an optimizer's step: no layer writes it, the embedding sets it."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter[0].zero_()
+            elif name.endswith("embed_tokens.weight"):
+                parameter[:, 0] = 1.0
