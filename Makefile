@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 
-.PHONY: setup demo test test-full native-test lint format bench clean
+.PHONY: setup demo test test-full native-test lint format bench bench-training clean
 
 setup:
 	@scripts/setup_env.sh
@@ -36,6 +36,10 @@ bench: setup
 	$(VENV)/python scripts/bench_step.py
 	$(VENV)/python scripts/bench_decision.py
 	$(VENV)/sglang-er bench kernels
+
+# About an hour on two cores; goes on where it was stopped. docs/training.md says what it measures.
+bench-training: setup
+	PYTHONPATH=examples $(VENV)/python -m grpo.study --out build/grpo
 
 # .venv and the user's cache stay: they are remade from the lock files when those change.
 clean:

@@ -69,7 +69,7 @@ class OpenAISampler:
 
     def __init__(self, client: Client) -> None:
         self._openai = openai.OpenAI(
-            base_url=f"{client.url}/v1", api_key="none", max_retries=0, timeout=REQUEST_TIMEOUT_S
+            base_url=f"{client.url}/v1", api_key="none", max_retries=2, timeout=REQUEST_TIMEOUT_S
         )
 
     def __call__(

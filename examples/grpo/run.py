@@ -52,16 +52,17 @@ class Run:
         self.policy = Policy(client)
         self.records: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
-        described = json.dumps(asdict(settings), indent=2) + "\n"
+        described = asdict(settings)
         if (out / "state.pt").exists():
-            known = (out / "settings.json").read_text(encoding="utf-8")
-            if known != described:
+            known = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+            # A finished run may go on for more steps.
+            if json.loads(json.dumps({**described, "steps": known["steps"]})) != known:
                 raise ValueError(f"{out} holds a run with other settings: choose another --out, or remove it")
             state = torch.load(out / "state.pt", weights_only=True)
             self.trainer.load_state(state)
             lines = (out / "steps.jsonl").read_text(encoding="utf-8").splitlines()
             self.records = [json.loads(line) for line in lines[: state["steps"]]]
-        (out / "settings.json").write_text(described, encoding="utf-8")
+        (out / "settings.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     def train(self, report: Progress) -> list[dict[str, Any]]:
         """Run what is left of the steps. Raises RolloutError if the server fails; what was done is kept."""

@@ -68,6 +68,14 @@ class Trainer:
             tokens += count
         return seen.metrics() | {"gradient_norm": sum(norms) / len(norms), "clipped": clipped / max(1, tokens)}
 
+    @torch.no_grad()
+    def logprobs(self, rollouts: Sequence[Rollout]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all response tokens [N], in no particular order: the server's logprobs and the trainer's."""
+        seen = _Seen()
+        for indices in micro_batches(rollouts, range(len(rollouts))):
+            self._forward([rollouts[index] for index in indices], seen)
+        return torch.cat(seen.sampled), torch.cat(seen.own)
+
     def tensors(self) -> list[tuple[str, torch.Tensor]]:
         """The weights as the server takes them: bf16, by Hugging Face name."""
         return [(name, value.detach().bfloat16().contiguous()) for name, value in self.model.state_dict().items()]

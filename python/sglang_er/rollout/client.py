@@ -119,9 +119,19 @@ class Client:
     def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> requests.Response:
         """Any status is an answer. Raises RolloutError where there is none."""
         try:
-            return self._session.request(method, self.url + path, json=body, timeout=REQUEST_TIMEOUT_S)
+            try:
+                return self._request(method, path, body)
+            except requests.ConnectionError as error:
+                if not isinstance(_innermost(error), ConnectionResetError):
+                    raise
+                # The server closes connections that were idle for 5 s; one that is used again at that moment is lost
+                # with a request that nobody has read.
+                return self._request(method, path, body)
         except requests.RequestException as error:
             raise RolloutError(f"{method} {path}: {_cause(error)}") from error
+
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
+        return self._session.request(method, self.url + path, json=body, timeout=REQUEST_TIMEOUT_S)
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         reply = self.send(method, path, body)
@@ -139,6 +149,11 @@ def _one_line(what: object) -> str:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason: what HTTP libraries wrap around `connection refused` fills a screen."""
-    while error.__cause__ is not None or error.__context__ is not None:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return _one_line(error) or type(error).__name__
+    cause = _innermost(error)
+    return _one_line(cause) or type(cause).__name__
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
