@@ -100,6 +100,7 @@ def test_rollouts_through_the_openai_client_are_those_of_the_policy(checkpoint: 
     assert float((sampled - own).abs().mean()) < 0.01
 
 
+@pytest.mark.full
 def test_the_fixed_policy_test_passes_the_right_verifier_and_sees_a_wrong_one(
     checkpoint: Path, client: Client, tmp_path: Path
 ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,14 +16,10 @@ from typing import Any
 
 import requests
 
+from sglang_er.rollout.launcher import choose_port
+
 START_TIMEOUT_S = 300.0
 REQUEST_TIMEOUT_S = 600.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -138,7 +133,7 @@ def running_server(
     command: Callable[..., list[str]] = serve_command,
 ) -> Iterator[Server]:
     """Start a server by `command` on a free port; stop the whole process group at the end."""
-    port = free_port()
+    port = choose_port(None)
     arguments = command(model, port, *flags)
     with log.open("wb") as output:
         process = subprocess.Popen(

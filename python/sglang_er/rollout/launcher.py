@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from sglang_er.rollout.errors import RolloutError
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 10.0
 HOST = "127.0.0.1"
+# Below those that the kernel gives to outgoing connections: one of them could take the port before the server does.
+PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,23 @@ def serve_command(model: Path, port: int, flags: Sequence[str] = ()) -> list[str
 
 def choose_port(wanted: int | None) -> int:
     """`wanted` if it is free, else RolloutError; without a wish, any free port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if wanted:
         try:
-            probe.bind((HOST, wanted or 0))
+            return _free(wanted)
         except (OSError, OverflowError) as error:
             raise RolloutError(f"port {wanted} cannot be used ({error}): choose another --port") from None
-        return int(probe.getsockname()[1])
+    for port in random.sample(PORTS, 100):
+        with suppress(OSError):
+            return _free(port)
+    raise RolloutError(f"no free port found in {PORTS.start}..{PORTS.stop - 1}: choose one with --port")
+
+
+def _free(port: int) -> int:
+    """`port`. Raises OSError if it is taken, OverflowError if it is none."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+    return port
 
 
 def last_line(log: Path) -> str:

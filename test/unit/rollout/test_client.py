@@ -1,4 +1,4 @@
-"""A kept connection that the server closes as it is used again costs nothing; a server that always closes is an error."""
+"""A kept connection that the server closes as it is used again costs nothing; one that always closes is an error."""
 
 from __future__ import annotations
 
