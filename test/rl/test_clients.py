@@ -1,7 +1,8 @@
 """C22, C23 and C25 with the frameworks' own code, where it is there; the suite replays their requests always.
 
 AREAL_DIR: a checkout of AReaL, or its unpacked wheel. SLIME_DIR: a checkout of slime. What they import beyond SGLang
-(ray, sglang-router, hydra-core, torchdata, flask, pebble, ...) must be on PYTHONPATH; for the router only that.
+(ray, sglang-router, hydra-core, torchdata, flask, pebble, tabulate, tensorboardX, ...) must be on PYTHONPATH; for the
+router only that.
 """
 
 from __future__ import annotations

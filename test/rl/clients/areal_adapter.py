@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +57,9 @@ def check_example(example: str, folder: str) -> Any:
     # The call of AReaL's trainer.
     args = rl_trainer.SGLangConfig.build_args(sglang_config=config.sglang, tp_size=1, pp_size=1, base_gpu_id=0)
     assert "--er-policy" in serve_command(args)
+    plain, _ = load_expr_config(["--config", example, *places, "+sglang.er_plain=true"], ERGRPOConfig)
+    assert "--plain" in serve_command(SGLangConfig.build_args(plain.sglang, 1, 0))
+    runpy.run_path(str(Path(example).with_name("train.py")))  # not as a program: what it imports is there
     return config
 
 
