@@ -1,7 +1,8 @@
 """C22, C23 and C25 with the frameworks' own code, where it is there; the suite replays their requests always.
 
 AREAL_DIR: a checkout of AReaL, or its unpacked wheel. SLIME_DIR: a checkout of slime. What they import beyond SGLang
-(ray, sglang-router, hydra-core, torchdata, flask, pebble, ...) must be on PYTHONPATH; for the router only that.
+(ray, sglang-router, hydra-core, torchdata, flask, pebble, tabulate, tensorboardX, ...) must be on PYTHONPATH; for the
+router only that.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def checkout(variable: str) -> Path:
     return Path(path)
 
 
-def run(command: list[str], path: Path) -> str:
-    """Standard output of a process that has `path` before everything else on PYTHONPATH."""
-    home = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
+def run(command: list[str], *paths: Path) -> str:
+    """Standard output of a process that has `paths` before everything else on PYTHONPATH."""
+    home = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "PYTHONPATH": home})
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout[-500:])
@@ -70,6 +71,16 @@ def test_c25_areal_builds_the_command_that_was_launched(updated_spec: Any) -> No
     ours = areal_command(Path("M"), 1, "--skip-tokenizer-init", "--disable-radix-cache", "--chunked-prefill-size", "-1")
     assert built[1] == "-m" and built[2].endswith("launch_server")
     assert {word for word in ours if word.startswith("--")} <= set(built), built
+
+
+def test_areals_engine_starts_servers_by_our_backend(flat_model: Any, tmp_path: Path) -> None:
+    """docs/areal.md, way 1, without a trainer: AReaL's classes, our backend, a server of its own."""
+    path = checkout("AREAL_DIR")
+    root = Path(__file__).resolve().parents[2]
+    weights = [str(flat_model("qwen3", seed)) for seed in (0, 1)]
+    example = str(root / "examples" / "areal" / "grpo.yaml")
+    command = [sys.executable, str(CLIENTS / "areal_adapter.py"), *weights, example, str(tmp_path)]
+    run(command, path, root / "test")
 
 
 @pytest.fixture
