@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import free_port, serve_command
+from support.server import serve_command
+
+from sglang_er.rollout.launcher import choose_port
 
 FlatModel = Callable[[str, int], Path]
 
@@ -21,7 +23,7 @@ def refuse(model: Path, *flags: str, env: dict[str, str] | None = None, port: in
     import os
 
     run = subprocess.run(
-        serve_command(model, port or free_port(), *flags),
+        serve_command(model, port or choose_port(None), *flags),
         capture_output=True,
         text=True,
         timeout=180,

@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 import requests
-from support.server import Server, areal_command, free_port
+from support.server import Server, areal_command
 
 from sglang_er.rollout.conformance import bodies, replies
 from sglang_er.rollout.conformance.session import Session
+from sglang_er.rollout.launcher import choose_port
 
 pytestmark = pytest.mark.server
 
@@ -88,7 +89,7 @@ def router(updated_spec: Any) -> Iterator[str]:
     """sglang-router in front of the `spec` server, registered as slime does."""
     if importlib.util.find_spec("sglang_router") is None:
         pytest.skip("sglang_router is not installed")
-    url = f"http://127.0.0.1:{(port := free_port())}"
+    url = f"http://127.0.0.1:{(port := choose_port(None))}"
     # Its launcher imports SGLang's, and that torchvision.
     shimmed = (
         "from sglang_er.compat import torchvision_shim; torchvision_shim.install()\n"
