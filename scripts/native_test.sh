@@ -10,8 +10,9 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/sglang-er/native-tests
 jobs=${NATIVE_TEST_JOBS:-2}
 
 compiler=${CXX:-c++}
+isa=$(grep -om1 avx512f /proc/cpuinfo || true) # without it, its kernels are compiled without sanitizers
 key=$({ find CMakeLists.txt csrc test/native scripts/native_test.sh -type f -print0 | LC_ALL=C sort -z |
-    xargs -0 sha256sum; $compiler --version; printf '%s\n' "${CXXFLAGS:-}" "${LDFLAGS:-}" "$(uname -m)"; } |
+    xargs -0 sha256sum; $compiler --version; printf '%s\n' "${CXXFLAGS:-}" "${LDFLAGS:-}" "$(uname -m)" "$isa"; } |
     sha256sum | cut -c1-24)
 
 "$cmake" -S . -B "$build" -DSGLANG_ER_NATIVE_TESTS=ON -DCMAKE_BUILD_TYPE=None -DPython_EXECUTABLE="$python" >/dev/null

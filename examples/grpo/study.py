@@ -52,16 +52,16 @@ class Study:
         return path
 
     @contextmanager
-    def server(self, shape: str, flags: Sequence[str]) -> Iterator[ServerProcess]:
+    def server(self, stage: str, shape: str, flags: Sequence[str]) -> Iterator[ServerProcess]:
         model = self.model(shape)
-        log = self.out / f"server_{shape}.log"
+        log = self.out / f"server_{stage}.log"
         self.say.note(f"starting a server of {model}")
         with running_server(model, choose_port(None), log, flags) as server:
             yield server
 
     def runs(self, seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """Finished runs are left alone, an interrupted one goes on. Seeds outermost: a slow hour hits every arm."""
-        with self.server("tiny", SERVER_FLAGS) as server:
+        with self.server("runs", "tiny", SERVER_FLAGS) as server:
             for seed in seeds:
                 for arm in ARMS:
                     folder = self.out / "runs" / f"{arm}_{seed}"
@@ -78,7 +78,7 @@ class Study:
             )
         os.environ |= {"SGLANG_ER_TEST_HOOK": HOOK, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path[1:2]])}
         try:
-            with self.server("tiny", SERVER_FLAGS) as server:
+            with self.server("test", "tiny", SERVER_FLAGS) as server:
                 result = fixed_policy.FixedPolicyTest(server.client, self.say.note, prompts, samples).run(checkpoints)
         finally:
             del os.environ["SGLANG_ER_TEST_HOOK"]
@@ -90,7 +90,7 @@ class Study:
         known = known_kappa(timing.ARCH, timing.SHAPE, TIMING_ALPHA, 0)
         assert known is not None
         trainer = Trainer(self.model("tiny"), timing.TIMED)
-        with self.server(timing.SHAPE, TIMING_FLAGS) as server:
+        with self.server("timing", timing.SHAPE, TIMING_FLAGS) as server:
             records = timing.measure(server.client, trainer, known["kappa"], self.say.note, pairs)
         return {"records": records, "summary": timing.summarize(records)}
 
