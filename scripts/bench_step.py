@@ -35,6 +35,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 from sglang_er.config import RolloutConfig  # noqa: E402
 from sglang_er.engine.controller import Controller  # noqa: E402
 from sglang_er.engine.drafter import WrappedDrafter  # noqa: E402
+from sglang_er.engine.provenance import Provenance  # noqa: E402
 from sglang_er.engine.sampler import StepSampler  # noqa: E402
 from sglang_er.engine.spec_inputs import DraftState  # noqa: E402
 from sglang_er.engine.stats import StepStats  # noqa: E402
@@ -125,6 +126,7 @@ def make_worker(batch_size: int, gamma: int, vocabulary: int) -> EfficientRollou
     worker.drafter = WrappedDrafter(forwards, worker.twin, worker.config)
     worker.controller = Controller(worker.config, measured_on={})
     worker.stats = StepStats()
+    worker.provenance = Provenance(worker.twin, worker.config)
     worker.sampler_cls = TimedSampler
     worker.context_len = CONTEXT
     return worker

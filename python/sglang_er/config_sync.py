@@ -1,4 +1,4 @@
-"""Options of weight synchronisation with a trainer (docs/weight_sync.md); `config.py` merges and judges them."""
+"""Options for trainers (docs/weight_sync.md, docs/provenance.md); `config.py` merges and judges them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ PARTS: tuple[Part, ...] = ("sessions", "spec_keys", "weight_version", "memory", 
 # What can change while a server lives.
 SYNC_SWITCHABLE = frozenset(
     {"requantize", "requantize_on_continue", "weight_check_seconds", "check_epochs", "health_drop", "rl_compat"}
+    | {"provenance"}
 )
 
 
 class SyncOptions(BaseModel):
-    """The fields that keep the twin with the policy, and the server compatible with RL frameworks."""
+    """The fields that keep the twin with the policy, suit RL frameworks, and tell trainers about tokens."""
 
     requantize: bool = Field(
         True, description="remake the 4-bit twin after weight updates; false only to show what a stale twin costs"
@@ -46,6 +47,12 @@ class SyncOptions(BaseModel):
     )
     rl_compat: tuple[Part, ...] = Field(
         PARTS, description="what RL frameworks expect and stock SGLang lacks, any of these, all or none"
+    )
+
+    provenance: Literal["off", "request", "all"] = Field(
+        "off",
+        description="whether meta_info says of every token how it came about, the twin's logprob and the policy's "
+        "version: never, for requests that ask, or for all",
     )
 
     @field_validator("rl_compat", mode="before")

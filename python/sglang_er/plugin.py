@@ -32,7 +32,7 @@ def register() -> None:
     from sglang.srt.platforms import current_platform
 
     from sglang_er import config
-    from sglang_er.engine import hooks, rl_compat, rl_compat_http
+    from sglang_er.engine import hooks, provenance_http, rl_compat, rl_compat_http
     from sglang_er.engine.algorithm import register_algorithm
     from sglang_er.engine.cpu.platform import CpuPlatform
 
@@ -43,6 +43,7 @@ def register() -> None:
         hooks.register()
         rl_compat.register()
         rl_compat_http.register()
+        provenance_http.register()
         if isinstance(current_platform, CpuPlatform):
             from sglang_er.engine.cpu import patches
 

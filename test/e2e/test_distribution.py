@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.exact_model import ExactModel, sglang_probs
 from support.mutants import BROKEN
+from support.provenance import SOURCES, assert_aligned, provenance, sources_of
 from support.server import Server
 from support.uniformity import Family, pit, uniform_p_value
 
@@ -129,12 +130,15 @@ def generate(
     ids = [uuid.uuid4().hex for _ in prompts]
     params = {**sampling, "max_new_tokens": TOKENS, "ignore_eos": True}
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        outputs = list(
-            pool.map(lambda prompt, rid: traced.generate(prompt, params, rid=rid)["output_ids"], prompts, ids)
-        )
+        replies = list(pool.map(lambda prompt, rid: traced.generate(prompt, params, rid=rid), prompts, ids))
     state = traced.state()
+    outputs = [reply["output_ids"] for reply in replies]
     assert all(len(output) == TOKENS for output in outputs)
     steps = [state["trace"][rid] for rid in ids]
+    if state["config"]["values"]["provenance"] == "all":
+        for reply, request in zip(replies, steps, strict=True):
+            assert_aligned(reply)
+            assert reply["meta_info"][SOURCES] == sources_of(request, TOKENS)
     first = [accepted > 1 for request in steps for gamma, accepted in request if gamma]
     return Sample(
         prompts,
@@ -216,6 +220,20 @@ def test_drafts_that_stop_early_change_nothing(traced: Server, models: tuple[Exa
     check_speculated(sample)
     family = judge(sample, transforms(sample, models, PLAIN_T1))
     report("early stop", sample, family)
+    assert not family.rejected()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_provenance_changes_no_distribution(
+    traced: Server, models: tuple[ExactModel, ExactModel], setting: str, pytestconfig: pytest.Config
+):
+    """Every request says where its tokens came from, and the trace says the same."""
+    sampling, tokens = SETTINGS[setting]
+    with provenance(traced):
+        sample = generate(traced, sampling, tokens if pytestconfig.getoption("--full") else MUTANT_TOKENS, seed=14)
+    check_speculated(sample)
+    family = judge(sample, transforms(sample, models, sampling))
+    report(f"provenance, {setting}", sample, family)
     assert not family.rejected()
 
 

@@ -43,6 +43,17 @@ class ExactModel:
             for row, (prompt, output) in enumerate(pairs):
                 yield logits[row, len(prompt) - 1 : len(prompt) - 1 + len(output)].clone()
 
+    @torch.inference_mode()
+    def draft_logprobs(
+        self, policy: ExactModel, context: Sequence[int], drafts: Sequence[int], temperature: float
+    ) -> torch.Tensor:
+        """[len(drafts)] of a twin that drafts behind `context`: it reads the policy's KV of all tokens but the last."""
+        cache = policy.model(input_ids=torch.tensor([list(context[:-1])])).past_key_values
+        tokens = torch.tensor([[context[-1], *drafts]])
+        logits = self.model(input_ids=tokens[:, :-1], past_key_values=cache).logits[0]
+        logprobs = torch.log_softmax(logits / temperature, dim=-1)
+        return logprobs.gather(1, tokens[0, 1:, None]).squeeze(1)
+
 
 def sglang_probs(logits: torch.Tensor, sampling: Mapping[str, Any]) -> torch.Tensor:
     """Probabilities [N, V] in float64 that plain SGLang samples from, its filters applied by its own function."""

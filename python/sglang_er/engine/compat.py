@@ -36,6 +36,11 @@ REQUIRED = (
     "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.release_memory_occupation",
     "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.resume_memory_occupation",
     "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
+    "sglang.srt.managers.tokenizer_manager:TokenizerManager.update_request_meta_info",
+    "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_abort_req",
+    "sglang.srt.managers.auxiliary_output:append_auxiliary_output",
+    "sglang.srt.managers.scheduler_components.batch_result_processor:SchedulerBatchResultProcessor"
+    ".consume_auxiliary_output",
     "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin.release_memory_occupation",
 )
 

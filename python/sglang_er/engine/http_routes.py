@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from sglang.srt.managers.io_struct import SetInternalStateReq
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
-from sglang_er.engine import rl_compat_http
+from sglang_er.engine import provenance_http, rl_compat_http
 from sglang_er.engine.hooks import COMMAND_PREFIX
 
 
@@ -61,7 +61,9 @@ def add_routes(http_server: Any) -> None:
         failed, found = await run({"policy": changes})
         if failed is not None:
             return failed
-        rl_compat_http.configure(found[0]["config"]["values"]["rl_compat"])
+        values = found[0]["config"]["values"]
+        rl_compat_http.configure(values["rl_compat"])
+        provenance_http.configure(values["provenance"])
         return JSONResponse({"engines": found})
 
     @app.post("/er/requantize")

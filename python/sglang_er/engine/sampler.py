@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.layers.sampler import sampling_from_probs_torch, top_k_top_p_min_p_sampling_from_probs_torch
 
 from sglang_er import kernels
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 @dataclass
 class DraftedChain:
     """tokens: one int64 [B] per drafted position; probs: the q [B, V] each was drawn from (rejection only);
-    confidences: one list [B] per position, where the draft may stop early; seconds: of the draft pass, nan if unknown.
+    confidences: one list [B] per position, where the draft may stop early; logprobs: one float [B] per position, where
+    drafts are scored; seconds: of the draft pass, nan if unknown.
     """
 
     tokens: list[torch.Tensor] = field(default_factory=list)
     probs: list[torch.Tensor] = field(default_factory=list)
     confidences: list[list[float]] = field(default_factory=list)
+    logprobs: list[torch.Tensor] = field(default_factory=list)
     seconds: float = math.nan
 
 
@@ -48,7 +51,9 @@ def filter_params(info: SamplingBatchInfo) -> FilterParams:
 
 
 class StepSampler:
-    """The sampling rule of one step over R rows (all speculating rows of the batch)."""
+    """The sampling rule of one step over R rows (all speculating rows of the batch). `scores`: drafts are scored."""
+
+    scores = False
 
     def __init__(self, info: SamplingBatchInfo, rows: torch.Tensor | None) -> None:
         self.greedy = bool(info.is_all_greedy)
@@ -85,6 +90,14 @@ class StepSampler:
             probs = kernels.softmax_rows(logits, self.params.temperatures.flatten())
         drafted.confidences.append(probs.amax(dim=-1).tolist())
         return drafted.confidences[-1]
+
+    def score(self, logits: torch.Tensor, drafted: DraftedChain) -> None:
+        """Record the twin's logprobs of the tokens drafted last, from logits [R, V]: under temperature alone, as SGLang
+        returns the policy's."""
+        logits, index = logits.float(), drafted.tokens[-1][:, None]
+        if not (self.greedy or envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get()):
+            logits = logits / self.params.temperatures
+        drafted.logprobs.append((logits.gather(-1, index) - logits.logsumexp(dim=-1, keepdim=True)).squeeze(-1))
 
     def verify(
         self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain, in_place: bool = False

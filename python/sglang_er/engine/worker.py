@@ -19,6 +19,7 @@ from sglang_er.engine.controller import Controller
 from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
 from sglang_er.engine.identity import measured_on
+from sglang_er.engine.provenance import Provenance
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.engine.spec_inputs import DraftState
 from sglang_er.engine.stats import LaunchedStep, StepStats
@@ -55,6 +56,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         self.controller = Controller(self.config, measured_on(self.model_runner), on_host=self.device == "cpu")
         self.sync = WeightSync(self.model_runner, self.twin, self.config, self.controller)
         self.stats = StepStats()
+        self.provenance = Provenance(self.twin, self.config)
         self.sampler_cls: type[StepSampler] = StepSampler
         self.context_len = int(self.model_runner.model_config.context_len)
         if hook := os.environ.get(TEST_HOOK_ENV):
@@ -112,28 +114,27 @@ class EfficientRolloutWorker(BaseSpecWorker):
         started = time.perf_counter()
         speculating = rows.speculating_rows(batch)
         state = self._step_state(batch, speculating)
-        gamma, drafted = 0, None
+        gamma, drafted = 0, DraftedChain()
         if state.speculative_rows and state.gamma_limit > 0 and self.sync.ready():
             gamma = self.controller.choose(state)
         if gamma:
             result, drafted = self._speculative_step(batch, self.controller.reach(gamma), speculating)
-            gamma = len(drafted.tokens)
         else:
             result = self._plain_step(batch)
+        self.provenance.attach(batch, result, "plain", drafted, speculating)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
-        ended = time.perf_counter()
+        ended, gamma = time.perf_counter(), len(drafted.tokens)
         since_last = self.stats.forward_ended(ended, (state.batch_size, gamma))
         step = LaunchedStep(state, gamma, speculating, ended - started, since_last)
-        if drafted is not None:
-            step = step._replace(draft_seconds=drafted.seconds, confidences=drafted.confidences)
-        self.stats.launch_step(step)
+        self.stats.launch_step(step._replace(draft_seconds=drafted.seconds, confidences=drafted.confidences))
         return result
 
     def _prefill(
         self, batch: ScheduleBatch, on_publish: Callable[[torch.Tensor], None] | None
     ) -> GenerationBatchResult:
         result = self._target_worker.forward_batch_generation(batch)
+        self.provenance.attach(batch, result, "prefill")
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = DraftState(result.next_token_ids.reshape(-1), batch.seq_lens)
         if on_publish is not None:
@@ -201,6 +202,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         bonus = batch.spec_info.bonus_tokens.to(torch.int64)
         chain = forward.make_chain(self.model_runner, batch.req_pool_indices, committed, reach)
         sampler = self.sampler_cls(batch.sampling_info, speculating)
+        sampler.scores = self.provenance.wanted(batch)
 
         drafted = self._draft_pass(chain, bonus, sampler, speculating)
         chain, gamma = chain.first(len(drafted.tokens)), len(drafted.tokens)
@@ -231,6 +233,8 @@ class EfficientRolloutWorker(BaseSpecWorker):
             for step in range(chain.slots.shape[1] - 1):
                 logits = self.drafter.logits(chain, step, tokens)
                 tokens = sampler.draft(logits, chain.committed + step, drafted)
+                if sampler.scores:
+                    sampler.score(logits, drafted)
                 if self.controller.stops_early and not self.controller.goes_on(sampler.confidences(logits, drafted)):
                     break
         if self.device == "cpu":  # elsewhere the device works behind the host's back
@@ -281,6 +285,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         self.config = config
         self.drafter.configure(config)
         self.sync.configure(config)
+        self.provenance.configure(config)
 
     def describe(self) -> dict[str, Any]:
         """What /server_info and /er/state show."""

@@ -93,6 +93,7 @@ OPTIONS = {
         st.just(("none",)),
         st.lists(st.sampled_from(PARTS), min_size=1, unique=True).map(tuple),
     ),
+    "provenance": st.sampled_from(["off", "request", "all"]),
     "cpu_threads": st.integers(1, 64),
     "kernels": st.sampled_from(["auto", "reference"]),
     "executor": st.sampled_from(["native", "wrapped"]),
