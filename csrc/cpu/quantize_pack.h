@@ -6,9 +6,9 @@
 // of both buffers front to back. Within a group each row is loaded, its minimum and maximum give scale and
 // zero, and its levels are joined into G/8 words for its lane, while the row's group sits in L1.
 //
-// This is the form for any group size and any edge; quantize_pack_avx512.cpp has a faster one for whole
-// blocks. Included by one translation unit per instruction set; everything is local to it (anonymous
-// namespace).
+// This is the form for any group size and any edge; quantize_pack_avx512.cpp and quantize_pack_avx2.cpp have
+// a faster one for whole groups of whole blocks. Included by one translation unit per instruction set;
+// everything is local to it (anonymous namespace).
 #pragma once
 
 #include <cstdint>
@@ -101,6 +101,45 @@ void pack_block_any(const QuantizePackCall& call, int64_t block) {
 [[maybe_unused]] void run_quantize_pack_any(const QuantizePackCall& call) {
   for_each_block(call, [&](auto* type, int64_t block) {
     pack_block_any<std::remove_pointer_t<decltype(type)>>(call, block);
+  });
+}
+
+// The fast forms take groups of this many weights: a group size in common use.
+constexpr int kGroup = 128;
+
+// A block of 16 rows: its whole groups by Fast::pack_group, a rest of columns, and a group that it refuses,
+// by the general form.
+template <class Fast, class T>
+void pack_full_block(const QuantizePackCall& call, int64_t block) {
+  const PackedShape& shape = call.shape;
+  const int64_t full_groups = shape.cols / kGroup;
+  const T* weights = static_cast<const T*>(call.weight) + block * kRowBlock * call.weight_stride;
+  const T* ahead = weights + kRowBlock * call.weight_stride;  // the next block, in the order of its memory
+  uint8_t* packed = call.packed + block * shape.block_bytes();
+  uint16_t* meta = call.scales_zeros + block * shape.block_meta();
+  for (int64_t group = 0; group < full_groups; ++group) {
+    if (!Fast::pack_group(weights, call.weight_stride, packed, meta, ahead)) {
+      pack_block_group<T>(call, block, group, kRowBlock);
+    }
+    weights += kGroup;
+    ahead += kRowBlock * kGroup;
+    packed += shape.group_bytes();
+    meta += 2 * kRowBlock;
+  }
+  Fast::publish();  // streamed words are seen by other threads before this one reports that it is done
+  if (full_groups < shape.groups()) pack_block_group<T>(call, block, full_groups, kRowBlock);
+}
+
+// `Fast` packs whole groups in blocks of 16 rows; everything else takes the general form.
+template <class Fast>
+void run_quantize_pack_fast(const QuantizePackCall& call) {
+  for_each_block(call, [&](auto* type, int64_t block) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (call.shape.group_size == kGroup && rows_in_block(call.shape, block) == kRowBlock) {
+      pack_full_block<Fast, T>(call, block);
+    } else {
+      pack_block_any<T>(call, block);
+    }
   });
 }
 

@@ -11,7 +11,6 @@
 namespace sglang_er::cpu {
 namespace {
 
-constexpr int kGroup = 128;
 constexpr int kRuns = 4;
 constexpr int kRunInputs = kGroup / kRuns;
 constexpr int kPrefetchGroups = 2;
@@ -185,34 +184,17 @@ SGLANG_ER_INLINE void pack_full_group(const T* weights, int64_t stride, uint8_t*
   store_words(packed, rows);
 }
 
-template <class T>
-void pack_full_block(const QuantizePackCall& call, int64_t block) {
-  const PackedShape& shape = call.shape;
-  const int64_t full_groups = shape.cols / kGroup;
-  const T* weights = static_cast<const T*>(call.weight) + block * kRowBlock * call.weight_stride;
-  uint8_t* packed = call.packed + block * shape.block_bytes();
-  uint16_t* meta = call.scales_zeros + block * shape.block_meta();
-  for (int64_t group = 0; group < full_groups; ++group) {
-    pack_full_group(weights, call.weight_stride, packed, meta);
-    weights += kGroup;
-    packed += shape.group_bytes();
-    meta += 2 * kRowBlock;
+struct Avx512Pack {
+  template <class T>
+  static bool pack_group(const T* weights, int64_t stride, uint8_t* packed, uint16_t* meta, const T*) {
+    pack_full_group(weights, stride, packed, meta);
+    return true;
   }
-  _mm_sfence();  // streamed words are seen by other threads before this one reports that it is done
-  if (full_groups < shape.groups()) pack_block_group<T>(call, block, full_groups, kRowBlock);
-}
+  static void publish() { _mm_sfence(); }
+};
 
 }  // namespace
 
-void quantize_pack_avx512(const QuantizePackCall& call) {
-  for_each_block(call, [&](auto* type, int64_t block) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (call.shape.group_size == kGroup && rows_in_block(call.shape, block) == kRowBlock) {
-      pack_full_block<T>(call, block);
-    } else {
-      pack_block_any<T>(call, block);
-    }
-  });
-}
+void quantize_pack_avx512(const QuantizePackCall& call) { run_quantize_pack_fast<Avx512Pack>(call); }
 
 }  // namespace sglang_er::cpu

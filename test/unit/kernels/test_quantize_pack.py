@@ -92,6 +92,15 @@ def test_constant_groups_come_back_exactly(isa, dtype, value):
     assert not unpack_levels(packed).any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_one_sign(isa, generator, dtype):
+    """Mixed, positive, negative and zero rows in one block; a zero of either sign is a weight like others."""
+    weight = torch.randn(48, 512, generator=generator)
+    weight[1::4], weight[2::4], weight[3::8] = weight[1::4].abs(), -weight[2::4].abs(), 0.0
+    weight[:16, 5], weight[:16, 130] = 0.0, -0.0
+    both(weight.to(dtype), 128)
+
+
 def test_denormal_weights(isa, generator):
     tiny = torch.randn(16, 256, generator=generator) * 1e-39
     for weight in (tiny, tiny.bfloat16()):
