@@ -9,10 +9,11 @@ accept_all     every draft is committed, as if acceptance were 1: wrong tokens, 
 accept_none    no draft is committed, as if acceptance were 0: not an error.
 
 The functions work on tensors and serve the unit tests. `install` puts them into a real server (environment variable
-SGLANG_ER_TEST_HOOK), where POST /er/policy takes four more keys: "mutant" (a name or null), "stop" (a confidence below
+SGLANG_ER_TEST_HOOK), where POST /er/policy takes five more keys: "mutant" (a name or null), "stop" (a confidence below
 which drafts end early, whatever the policy, or null), "trace" (true: GET /er/state shows draft length and accept
-length of every step of every request, by request id), and "write_weights" (a checkpoint that is written into the
-parameters behind the back of every update call, as a trainer in the same process might do it).
+length of every step of every request, by request id), "write_weights" (a checkpoint that is written into the
+parameters behind the back of every update call, as a trainer in the same process might do it), and "garble_next_twin"
+(true: the next time that the twin is remade it comes out useless, the time after that right).
 """
 
 from __future__ import annotations
@@ -115,11 +116,14 @@ def install(worker: Any) -> None:
     samplers = {None: worker.sampler_cls, **{name: sampler_class(name) for name in MUTANTS}}
     trace: dict[str, list[tuple[int, int]]] | None = None
     stop: float | None = None
+    garble = False
     set_policy, step, describe = worker.set_policy, worker.forward_batch_generation, worker.describe
+    requantize = worker.twin.requantize
 
     def set_policy_or_mutant(changes: dict[str, Any]) -> None:
-        nonlocal trace, stop
+        nonlocal trace, stop, garble
         rest = dict(changes)
+        garble = rest.pop("garble_next_twin", garble)
         stop = rest.pop("stop", stop)
         chosen = samplers[rest.pop("mutant")] if "mutant" in rest else worker.sampler_cls
         tracing = rest.pop("trace", None)
@@ -132,6 +136,13 @@ def install(worker: Any) -> None:
         if tracing is not None:
             trace = {} if tracing else None
 
+    def requantize_or_garble() -> None:
+        nonlocal garble
+        requantize()
+        for layer in worker.twin.layers if garble else ():
+            layer.packed.scales_zeros.zero_()
+        garble = False
+
     def traced_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
         decode = batch.forward_mode.is_decode() and not batch.is_extend_in_batch
         ids = [req.rid for req in batch.reqs] if decode and trace is not None else []
@@ -142,6 +153,7 @@ def install(worker: Any) -> None:
         return result
 
     worker.set_policy = set_policy_or_mutant
+    worker.twin.requantize = requantize_or_garble
     worker.forward_batch_generation = traced_step
     worker.describe = lambda: {**describe(), **({} if trace is None else {"trace": trace})}
 

@@ -11,7 +11,7 @@ from sglang_er.config import RolloutConfig
 from sglang_er.engine.agreement import agreed
 from sglang_er.policy import GoodputPolicy, Policy, StepOutcome, StepState, cost_file, cost_model, make_policy
 from sglang_er.policy.cost_features import Step
-from sglang_er.policy.health import DraftHealth
+from sglang_er.policy.health import OFF_UNTIL, DraftHealth
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -75,7 +75,7 @@ class Controller:
         if self.policy is not self.learnt:
             self.policy.observe(outcome)
         if alarm := self.health.observe(outcome.gamma, outcome.accept_lens):
-            logger.warning("sglang-er: speculation is off until the next weight update: %s", alarm)
+            logger.warning("sglang-er: speculation is off %s: %s", OFF_UNTIL, alarm)
 
     def weights_changed(self) -> None:
         self.learnt.weights_changed()

@@ -8,7 +8,8 @@ sync     since the last weight update less than 1 - `drop` of the accepted draft
          after WATCHED_ROWS rows: later changes are those of the workload, and the draft policy's business);
 useless  accept length below 1 + LEAST_GAIN, whenever.
 
-Speculation is then off until the next weight update, or for RETRY_STEPS steps: no verdict is final.
+Speculation is then off until the next weight update, or for RETRY_STEPS steps if that comes first: no verdict is
+final. Where both cases hold, the update is the likelier cause.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ LEAST_ROWS = 256
 WATCHED_ROWS = 2048
 LEAST_GAIN = 0.05
 RETRY_STEPS = 4096
+OFF_UNTIL = f"until the next weight update, or for {RETRY_STEPS} steps"
 # Rows after which old evidence counts 1/e, and rows that make a baseline.
 _MEMORY = 4096.0
 _LEAST_BASELINE = 512.0
 
 CAUSES = {
     "sync": "accepted drafts fell to {share:.0%} of what they were before the last weight update. Likely causes: "
-    "weights written without an update call (POST /er/requantize after them), an update that was only half sent, or a "
-    "policy that became much harder to draft for",
+    "weights written without an update call (POST /er/requantize after them), an update that was only half sent, "
+    "weights that are not finite, or a policy that became much harder to draft for",
     "useless": "accept length is {length:.2f}: drafts are hardly ever accepted. Likely causes: weights that are not "
     "finite, weights written without an update call, memory resumed without new weights",
 }
@@ -102,15 +104,14 @@ class DraftHealth:
     def _verdict(self) -> str | None:
         if self._rows < LEAST_ROWS:
             return None
+        share = self._gain / self._expected if self._baseline is not None and self._expected > 0.0 else None
+        if share is not None and share < 1.0 - self.drop:
+            return self._alarm("sync", CAUSES["sync"].format(share=share))
         if self._gain < LEAST_GAIN * self._rows:
             return self._alarm("useless", CAUSES["useless"].format(length=1.0 + self._gain / self._rows))
-        if self._baseline is None or self._expected <= 0.0:
+        if share is None:
             self._restart()
-            return None
-        share = self._gain / self._expected
-        if share < 1.0 - self.drop:
-            return self._alarm("sync", CAUSES["sync"].format(share=share))
-        if self._rows >= WATCHED_ROWS:
+        elif self._rows >= WATCHED_ROWS:
             self._baseline = None
             self._restart()
         return None

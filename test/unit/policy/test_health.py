@@ -46,12 +46,13 @@ def test_ordinary_updates_raise_no_alarm(before: float, after: float) -> None:
     assert not alarms and health.allows()
 
 
-@pytest.mark.parametrize(("before", "after", "cause"), [(0.8, 0.35, "sync"), (0.8, 0.01, "useless")])
-def test_an_update_that_ruins_the_drafts(before: float, after: float, cause: str) -> None:
-    health, alarms = updated(before, after)
+@pytest.mark.parametrize("after", [0.35, 0.01, 0.0])
+def test_an_update_that_ruins_the_drafts(after: float) -> None:
+    """However few are left: the update is the likely cause, and the alarm says so."""
+    health, alarms = updated(0.8, after)
     assert len(alarms) == health.alarms == 1
-    assert health.cause == cause and not health.allows()
-    assert ("before the last weight update" in alarms[0]) == (cause == "sync")
+    assert health.cause == "sync" and not health.allows()
+    assert "before the last weight update" in alarms[0]
 
 
 def test_another_draft_length_is_no_loss() -> None:
