@@ -16,9 +16,10 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_er import kernels
 from sglang_er.config import from_env
+from sglang_er.engine import compat
 from sglang_er.engine.cpu import executor
 from sglang_er.engine.cpu.attention import create_cpu_attention_backend
-from sglang_er.engine.cpu.platform import ATTENTION_BACKEND, allow_attention_backend
+from sglang_er.engine.cpu.platform import ATTENTION_BACKEND
 from sglang_er.sampling.chain import sample_rows
 from sglang_er.sampling.gumbel import murmur_hash32
 
@@ -39,11 +40,12 @@ def register() -> None:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
     ATTENTION_BACKENDS[ATTENTION_BACKEND] = create_cpu_attention_backend
-    allow_attention_backend()
 
+    adapter = compat.adapter()
+    adapter.allow_attention_backend(ATTENTION_BACKEND)
     replace = {
-        "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": assign_req_to_token_pool,
-        "sglang.kernels.ops.sampling.murmur_hash.murmur_hash32": murmur_hash32,
+        adapter.write_slots: assign_req_to_token_pool,
+        adapter.seeded_hash: murmur_hash32,
         "sglang.srt.batch_invariant_ops.batch_invariant_ops.enable_batch_invariant_mode": enable_batch_invariant_mode,
     }
     for target, function in replace.items():
@@ -56,8 +58,9 @@ def register() -> None:
     HookRegistry.register(f"{processor}._compute_lm_head", compute_lm_head, HookType.AROUND)
     HookRegistry.register("sglang.srt.layers.sampler.sampling_from_probs_torch", sample_from_probs, HookType.AROUND)
     HookRegistry.register("sglang.srt.utils.common.support_triton", support_triton, HookType.AROUND)
-    HookRegistry.register("sglang.srt.mem_cache.allocation.get_last_loc", get_last_loc, HookType.AROUND)
-    HookRegistry.register("sglang.srt.utils.numa_utils.init_threads_binding", init_threads_binding, HookType.AROUND)
+    HookRegistry.register(adapter.last_slot, get_last_loc, HookType.AROUND)
+    if adapter.bind_threads is not None:
+        HookRegistry.register(adapter.bind_threads, init_threads_binding, HookType.AROUND)
 
 
 def assign_req_to_token_pool(
@@ -144,10 +147,9 @@ def get_last_loc(
     prefix_lens: torch.Tensor,
 ) -> torch.Tensor:
     """Slot of the last prefix token of every request, -1 without a prefix (the original launches Triton)."""
-    from sglang.srt.mem_cache.allocation import get_last_loc_torch
-
     del original
-    return get_last_loc_torch(req_to_token, req_pool_indices, prefix_lens)
+    last = req_to_token[req_pool_indices, prefix_lens - 1]
+    return torch.where(prefix_lens > 0, last, torch.full_like(prefix_lens, -1))
 
 
 def enable_batch_invariant_mode(enable_bmm: bool = True) -> None:
