@@ -1,7 +1,9 @@
 """The short list of checks that scripts/check_versions.py runs with another version's interpreter.
 
-python version_checks.py WORK_DIR: makes two small random models, serves the first with speculation, and prints one JSON
-object per check. Answers are compared with transformers, which shares no code with the server.
+python version_checks.py WORK_DIR [SERVER_FLAG ...]
+
+Makes two small random models, serves the first with speculation, and prints one JSON object per check. Answers are
+compared with transformers, which shares no code with the server.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ TOKENS, GAMMA, VOCABULARY = 48, 5, 300
 LOGPROB_TOLERANCE = 2e-3
 # Closer than this rounding may decide which of two tokens is the most likely.
 LEAST_MARGIN = 1e-4
+SETTLE_S = 3.0  # until a server that failed is seen to be gone, or a request that is refused to be answered
 
 
 class Policy:
@@ -165,6 +168,8 @@ def from_distributed(on: Examined) -> str:
     where = {"master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2}
     with ThreadPoolExecutor(1) as pool:
         joined = pool.submit(on.post, "/init_weights_update_group", {**where, "group_name": name, "backend": "gloo"})
+        if wait([joined], SETTLE_S).done:
+            joined.result()  # refused: nobody would join
         group = by.group(name, port)
         joined.result()
         for bucket in sender.buckets_of(on.policies[1].folder):
@@ -221,7 +226,7 @@ def tell(name: str, status: str, found: str) -> None:
     print(json.dumps({"check": name, "status": status, "found": " ".join(found.split())[:300]}), flush=True)
 
 
-def main(work: Path) -> None:
+def main(work: Path, flags: Sequence[str]) -> None:
     from sglang_er.models.make import make_model
 
     folders = [work / f"seed-{seed}" for seed in (0, 1)]
@@ -231,7 +236,8 @@ def main(work: Path) -> None:
     os.environ |= {"SGLANG_ER_CPU_THREADS": "1", "SGLANG_ER_CHECK_EPOCHS": "true"}
     began = time.monotonic()
     try:
-        with launcher.running_server(folders[0], launcher.choose_port(None), work / "server.log", FLAGS) as server:
+        port, log = launcher.choose_port(None), work / "server.log"
+        with launcher.running_server(folders[0], port, log, (*FLAGS, *flags)) as server:
             tell("starts", "passed", f"{time.monotonic() - began:.0f} s")
             on = Examined(server, [Policy(folder) for folder in folders])
             for name, check in CHECKS.items():
@@ -239,11 +245,13 @@ def main(work: Path) -> None:
                     tell(name, "passed", check(on))
                 except Exception as error:
                     tell(name, "failed", f"{type(error).__name__}: {error}")
+                    time.sleep(SETTLE_S)
+                    server.check_alive()
     except Exception as error:
-        tell("starts", "failed", str(error))
+        tell("server", "failed", str(error))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
     sys.stdout.flush()
     os._exit(0)  # the manager of shared tensors would keep the interpreter

@@ -139,6 +139,13 @@ def test_0515_our_worker_has_no_draft_pool() -> None:
     }
 
 
+def test_0515_a_grammar_masks_the_logits_of_a_cpu() -> None:
+    """As later versions do; its own code knows no CPU."""
+    logits = torch.zeros(1, 32)
+    v0_5_15.apply_grammar_mask(lambda *_: None, None, logits, torch.tensor([[0b101]], dtype=torch.int32))
+    assert logits.isfinite().nonzero()[:, 1].tolist() == [0, 2]
+
+
 def test_0515_knows_no_sessions() -> None:
     assert not OLD.has_sessions and OLD.bind_threads is None
 

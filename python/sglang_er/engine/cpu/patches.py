@@ -43,6 +43,7 @@ def register() -> None:
 
     adapter = compat.adapter()
     adapter.allow_attention_backend(ATTENTION_BACKEND)
+    adapter.register_cpu_hooks()
     replace = {
         adapter.write_slots: assign_req_to_token_pool,
         adapter.seeded_hash: murmur_hash32,

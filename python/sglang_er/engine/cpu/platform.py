@@ -57,6 +57,11 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_mla_kv_pool_cls(self) -> type:
         raise RuntimeError("sglang-er: MLA models are not supported on the CPU platform; use a GQA/MHA model")
 
+    def get_kv_pool_cls(self, *, kind: str) -> type | None:
+        """0.5.23's in place of the two above, asked for every kind in advance: SGLang's own (None) will do."""
+        del kind
+        return None
+
     def get_paged_allocator_cls(self) -> type:
         from sglang_er.engine.cpu.allocator import CpuPagedAllocator
 

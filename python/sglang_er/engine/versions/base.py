@@ -37,6 +37,10 @@ class Adapter(ABC):
     def register_hooks(self) -> None:
         """What only this version needs."""
 
+    @abstractmethod
+    def register_cpu_hooks(self) -> None:
+        """What only this version needs on our CPU platform."""
+
     # -- arguments and configuration -----------------------------------------------------------------------------
 
     @abstractmethod

@@ -55,6 +55,18 @@ def no_draft_pool(original: Callable[..., Any], *, draft_worker: Any, **rest: An
     return None if isinstance(draft_worker, TargetUpdates) else original(draft_worker=draft_worker, **rest)
 
 
+def apply_grammar_mask(
+    original: Callable[..., None], grammar: Any, logits: torch.Tensor, vocab_mask: torch.Tensor
+) -> None:
+    """Later versions mask the logits of a CPU too; this one ends the scheduler."""
+    if logits.device.type != "cpu":
+        original(grammar, logits, vocab_mask)
+        return
+    from xgrammar import apply_token_bitmask_inplace
+
+    apply_token_bitmask_inplace(logits, vocab_mask, backend="cpu")
+
+
 class RunnerWatch:
     """Wraps the writers of one model runner; `changed()` after each call, a failed one too."""
 
@@ -121,6 +133,12 @@ class Sglang0515(Adapter):
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
         HookRegistry.register("sglang.srt.mem_cache.kv_cache_builder.get_draft_kv_pool", no_draft_pool, HookType.AROUND)
+
+    def register_cpu_hooks(self) -> None:
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        mask = "sglang.srt.constrained.xgrammar_backend.XGrammarGrammar.apply_vocab_mask"
+        HookRegistry.register(mask, apply_grammar_mask, HookType.AROUND)
 
     def resolve(self, server_args: Any) -> None:
         """ServerArgs resolves itself when it is made."""

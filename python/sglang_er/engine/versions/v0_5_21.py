@@ -55,6 +55,9 @@ class Sglang0521(Adapter):
     def register_hooks(self) -> None:
         """None: `hooks.py` has all."""
 
+    def register_cpu_hooks(self) -> None:
+        """None: `cpu/patches.py` has all."""
+
     def resolve(self, server_args: Any) -> None:
         server_args.resolve_once()
 
