@@ -91,18 +91,12 @@ def _refusal(updater: Any, request: Any) -> str | None:
     """Why this update must not begin: SGLang would write the weights and then fail an assertion on the flush."""
     if not getattr(request, "flush_cache", False):
         return None
-    if _idle(updater):
+    if compat.adapter().is_idle(updater):
         return None
     return (
         "flush_cache=true while requests are running: nothing was updated. Pause with mode abort or retract first, "
         "or send flush_cache=false"
     )
-
-
-def _idle(updater: Any) -> bool:
-    """Nothing runs; what waits while generation is paused does not count."""
-    paused = updater.scheduler is not None and updater.scheduler._engine_paused
-    return bool(updater.is_fully_idle(ignore_waiting=paused))
 
 
 def _in_session(original: Callable[..., Any], updater: Any, request: Any) -> Any:
@@ -131,7 +125,7 @@ def _release(original: Callable[..., Any], updater: Any, request: Any) -> Any:
     tags = list(request.tags or GPU_MEMORY_ALL_TYPES)
     if "guard" in parts:
         problem = _unknown(tags)
-        if not problem and not _idle(updater):
+        if not problem and not compat.adapter().is_idle(updater):
             problem = "requests are running: pause generation (or wait) before releasing memory"
         if problem:
             return io_struct.ReleaseMemoryOccupationReqOutput(rid=problem)

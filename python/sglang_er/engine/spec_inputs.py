@@ -44,7 +44,8 @@ class DraftState(SpecInput):
         """Abstract in SGLang's base class up to 0.5.15."""
         return 1, 1
 
-    def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: torch.Tensor | None = None) -> None:
+    def filter_batch(self, new_indices: torch.Tensor, **_: object) -> None:
+        """What else is passed differs between versions of SGLang."""
         if self.future_indices is not None:
             self.future_indices = self.future_indices[new_indices]
             return

@@ -162,6 +162,14 @@ def test_0521_the_runners_updater_is_watched() -> None:
     assert changes == [1]
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_waits_in_a_pause_counts_where_sglangs_flush_counts_it(paused: bool) -> None:
+    scheduler = SimpleNamespace(_engine_paused=paused)
+    updater = SimpleNamespace(scheduler=scheduler, is_fully_idle=lambda ignore_waiting=False: ignore_waiting)
+    assert PINNED.is_idle(updater) == paused
+    assert not OLD.is_idle(updater)
+
+
 def test_0521_small_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = SimpleNamespace(shared_read_done_event="event")
     PINNED.forget_read_event(runner)
@@ -207,6 +215,15 @@ def test_installed_borrowed_types_say_what_is_verified() -> None:
     assert not DraftState(tokens, tokens).is_verify_input()
     verify = VerifyInput(positions=tokens, draft_token_num=2)
     assert verify.is_verify_input() and not verify.is_draft_input()
+
+
+@pytest.mark.parametrize("other", [{"new_indices_cpu": None}, {"has_been_filtered": False}])
+def test_installed_carried_state_is_filtered_as_every_version_asks(other: dict[str, Any]) -> None:
+    from sglang_er.engine.spec_inputs import DraftState
+
+    state = DraftState(torch.tensor([5, 6, 7]), torch.tensor([1, 2, 3]))
+    state.filter_batch(new_indices=torch.tensor([0, 2]), **other)
+    assert state.bonus_tokens.tolist() == [5, 7] and state.new_seq_lens.tolist() == [1, 3]
 
 
 def test_installed_backend_name_is_put_on_the_lists_once() -> None:

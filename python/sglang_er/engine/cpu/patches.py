@@ -114,13 +114,15 @@ def compute_lm_head(
     hidden_states: torch.Tensor,
     lm_head: torch.nn.Module,
     embedding_bias: torch.Tensor | None = None,
+    **buffer: Any,
 ) -> torch.Tensor:
     """Logits by one kernel whatever the number of rows, so that a row of a wide verify pass gets those of a decode
-    step, bit for bit. fp32 hidden states (the native executor's) give fp32 logits."""
+    step, bit for bit. fp32 hidden states (the native executor's) give fp32 logits. `buffer`: where 0.5.23 would like
+    them, which it does not rely on."""
     weight = getattr(lm_head, "weight", None)
     plain = embedding_bias is None and not hasattr(lm_head, "set_lora")
     if weight is None or not plain or not executor.own_kernels:
-        return original(processor, hidden_states, lm_head, embedding_bias)
+        return original(processor, hidden_states, lm_head, embedding_bias, **buffer)
     return kernels.bf16_linear(hidden_states, weight.data)
 
 

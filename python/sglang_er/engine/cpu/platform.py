@@ -58,9 +58,12 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
         raise RuntimeError("sglang-er: MLA models are not supported on the CPU platform; use a GQA/MHA model")
 
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
-        """0.5.23's in place of the two above, asked for every kind in advance: SGLang's own (None) will do."""
-        del kind
-        return None
+        """0.5.23's in place of the two above, asked for every kind in advance: None is SGLang's own."""
+        if kind != "mha":
+            return None
+        from sglang_er.engine.cpu.kv_pool import CpuKvPool
+
+        return CpuKvPool
 
     def get_paged_allocator_cls(self) -> type:
         from sglang_er.engine.cpu.allocator import CpuPagedAllocator

@@ -110,5 +110,9 @@ class Adapter(ABC):
         """`changed()` after every call that writes the policy's weights, whichever way it came and however it ended."""
 
     @abstractmethod
+    def is_idle(self, updater: Any) -> bool:
+        """Whether SGLang could flush its cache now; `updater`: SchedulerWeightUpdaterManager."""
+
+    @abstractmethod
     def state_request_done(self, updated: bool) -> Any:
         """Reply to a command that travelled in a SetInternalStateReq."""

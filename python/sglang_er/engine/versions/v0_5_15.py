@@ -215,6 +215,9 @@ class Sglang0515(Adapter):
     def watch_weights(self, runner: Any, changed: Callable[[], None]) -> RunnerWatch:
         return RunnerWatch(runner, changed)
 
+    def is_idle(self, updater: Any) -> bool:
+        return bool(updater.is_fully_idle())
+
     def state_request_done(self, updated: bool) -> Any:
         from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 

@@ -143,6 +143,11 @@ class Sglang0521(Adapter):
         runner.weight_updater = watch
         return watch
 
+    def is_idle(self, updater: Any) -> bool:
+        # What waits while generation is paused does not count.
+        paused = updater.scheduler is not None and updater.scheduler._engine_paused
+        return bool(updater.is_fully_idle(ignore_waiting=paused))
+
     def state_request_done(self, updated: bool) -> Any:
         from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
