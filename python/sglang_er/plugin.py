@@ -14,9 +14,11 @@ from types import ModuleType
 
 def activate_platform() -> str | None:
     """Name of our platform class if the CPU platform is the one to use here, else None (`engine/host.py` decides)."""
-    from sglang_er.engine import host
+    from sglang_er.engine import compat, host
 
     _register_early()
+    if compat.installed_sglang() not in compat.SUPPORTED_SGLANG:
+        return None  # a server that does not ask for us keeps its own platform
     return host.PLATFORM_CLASS if host.cpu_platform_wanted() else None
 
 

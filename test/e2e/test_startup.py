@@ -51,6 +51,15 @@ def test_bad_options(flat_model: FlatModel, flags: tuple[str, ...], env: dict[st
     assert part in refuse(flat_model("qwen3", 0), *flags, env=env)
 
 
+def test_unsupported_sglang(flat_model: FlatModel, tmp_path: Path) -> None:
+    """Refused before anything of SGLang is imported: of another version it may be gone."""
+    metadata = tmp_path / "sglang-0.6.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.6.0\n")
+    said = refuse(flat_model("qwen3", 0), env={"PYTHONPATH": str(tmp_path)})
+    assert "0.6.0 is installed" in said and "pip install sglang==0.5.21" in said
+
+
 @pytest.fixture
 def taken_port() -> Iterator[int]:
     with socket.socket() as holder:

@@ -7,6 +7,7 @@ from typing import Any
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from sglang_er.config import ConfigError, from_env
+from sglang_er.engine import compat
 
 ALGORITHM = "EFFICIENT_ROLLOUT"
 
@@ -66,9 +67,7 @@ class EfficientRolloutAlgo(CustomSpecAlgo):
 
 def validate_server_args(server_args: Any) -> None:
     """Refuse, in one line and before weights are loaded, what would not be exact or not work."""
-    from sglang_er.engine.compat import require_supported_version
-
-    require_supported_version()
+    compat.require_supported_version()
     from_env()
     for name, fine, advice in _UNSUPPORTED_FLAGS:
         if getattr(server_args, name, fine[0]) not in fine:
@@ -77,12 +76,13 @@ def validate_server_args(server_args: Any) -> None:
 
 
 def _validate_model(server_args: Any) -> None:
-    from sglang.srt.arg_groups.model_override_base import model_config_of
     from sglang.srt.configs.model_config import AttentionArch
 
-    # The validator gets a recording stand-in; the view underneath is what the model config is built from.
-    model = model_config_of(object.__getattribute__(server_args, "_cfg"))
+    adapter = compat.adapter()
+    model = adapter.model_config(server_args)
     architecture = (model.hf_config.architectures or ["unknown"])[0]
+    layer_types = getattr(model.hf_config, "layer_types", None) or ()
+    recurrent = any("linear" in kind or "mamba" in kind for kind in layer_types)
     problem = None
     if model.attention_arch != AttentionArch.MHA:
         problem = f"{model.attention_arch.name} attention"
@@ -92,7 +92,7 @@ def _validate_model(server_args: Any) -> None:
         problem = "encoder-decoder attention"
     elif getattr(model.hf_config, "quantization_config", None) is not None:
         problem = "already quantized weights (the twin is made from unquantized ones)"
-    elif _is_hybrid(model.hf_config):
+    elif recurrent or adapter.has_recurrent_layers(model):
         problem = "recurrent or linear-attention layers (a draft would change their state)"
     elif getattr(model, "is_hybrid_swa", False):
         problem = "a hybrid sliding-window KV pool"
@@ -101,21 +101,6 @@ def _validate_model(server_args: Any) -> None:
             f"{ALGORITHM}: {architecture} has {problem}, which is not supported: serve it with --plain, or choose a "
             "Llama, Qwen2, Qwen3 or Mistral model"
         )
-
-
-def _is_hybrid(hf_config: Any) -> bool:
-    from sglang.srt.configs import hybrid_arch
-
-    probes = ("mambaish_config", "hybrid_gdn_config", "kimi_linear_config", "hybrid_lightning_config")
-    for probe in probes:
-        function = getattr(hybrid_arch, probe, None)
-        try:
-            if function is not None and function(hf_config) is not None:
-                return True
-        except (AttributeError, TypeError):
-            continue
-    layer_types = getattr(hf_config, "layer_types", None) or ()
-    return any("linear" in kind or "mamba" in kind for kind in layer_types)
 
 
 def register_algorithm() -> None:
@@ -130,8 +115,7 @@ def register_algorithm() -> None:
         ALGORITHM, supports_overlap=True, validate_server_args=validate_server_args, spec_class=EfficientRolloutAlgo
     )
     def _worker(server_args: Any) -> type:
-        from sglang_er.engine.compat import require_private_api
+        compat.require_private_api()
         from sglang_er.engine.worker import EfficientRolloutWorker
 
-        require_private_api()
         return EfficientRolloutWorker

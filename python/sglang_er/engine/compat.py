@@ -1,48 +1,24 @@
-"""Which SGLang this plugin was written against, checked at start-up: a private API that moved must not fail later."""
+"""Which SGLang versions this plugin was written against, checked at start-up: a private API that moved must not fail
+later. What differs between them is in `versions/`, behind `adapter()`."""
 
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-SUPPORTED_SGLANG = ("0.5.21",)
+if TYPE_CHECKING:
+    from sglang_er.engine.versions.base import Adapter
 
-# Everything private that the engine room relies on: "module:attribute.path".
-REQUIRED = (
-    "sglang.srt.speculative.spec_registry:CustomSpecAlgo",
-    "sglang.srt.speculative.base_spec_worker:BaseSpecWorker.weight_update_runners",
-    "sglang.srt.speculative.spec_info:SpecInput",
-    "sglang.srt.speculative.eagle_utils:eagle_prepare_for_decode",
-    "sglang.srt.managers.overlap_utils:FutureMap._resolve_spec_extras",
-    "sglang.srt.managers.scheduler:Scheduler.get_internal_state",
-    "sglang.srt.managers.scheduler:Scheduler.set_internal_state",
-    "sglang.srt.managers.scheduler:Scheduler.is_fully_idle",
-    "sglang.srt.managers.utils:GenerationBatchResult",
-    "sglang.srt.managers.utils:compute_num_reserved_tokens",
-    "sglang.srt.mem_cache.allocation_sizing:get_req_to_token_extra_context_len",
-    "sglang.srt.mem_cache.allocation_sizing:get_alloc_reserve_per_decode",
-    "sglang.srt.layers.linear:LinearBase",
-    "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod",
-    "sglang.srt.layers.logits_processor:LogitsProcessor._compute_lm_head",
-    "sglang.srt.layers.logprob_processor:compute_spec_logprobs",
-    "sglang.srt.layers.sampler:multinomial_with_seed",
-    "sglang.srt.layers.sampler:top_k_top_p_min_p_sampling_from_probs_torch",
-    "sglang.srt.layers.sampler:sampling_from_probs_torch",
-    "sglang.srt.model_executor.forward_batch_info:ForwardBatch",
-    "sglang.srt.managers.scheduler:Scheduler.continue_generation",
-    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.begin_weight_update",
-    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.end_weight_update",
-    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.update_weights_from_tensor",
-    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.release_memory_occupation",
-    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager.resume_memory_occupation",
-    "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
-    "sglang.srt.managers.tokenizer_manager:TokenizerManager.update_request_meta_info",
-    "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_abort_req",
-    "sglang.srt.managers.auxiliary_output:append_auxiliary_output",
-    "sglang.srt.managers.scheduler_components.batch_result_processor:SchedulerBatchResultProcessor"
-    ".consume_auxiliary_output",
-    "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin.release_memory_occupation",
-)
+# The version that is tested on every change; the others are run now and then (docs/compatibility.md).
+TESTED_SGLANG = "0.5.21"
+_ADAPTERS = {
+    "0.5.15.post1": "v0_5_15:Sglang0515",
+    "0.5.21": "v0_5_21:Sglang0521",
+    "0.5.23": "v0_5_23:Sglang0523",
+}
+SUPPORTED_SGLANG = tuple(_ADAPTERS)
 
 
 class UnsupportedSGLang(RuntimeError):
@@ -50,8 +26,9 @@ class UnsupportedSGLang(RuntimeError):
 
 
 def installed_sglang() -> str:
+    """Without what a repackaged build appends (`+...`)."""
     try:
-        return version("sglang")
+        return version("sglang").partition("+")[0]
     except PackageNotFoundError:
         return "not installed"
 
@@ -62,14 +39,30 @@ def require_supported_version() -> None:
     if found not in SUPPORTED_SGLANG:
         raise UnsupportedSGLang(
             f"sglang-er supports SGLang {', '.join(SUPPORTED_SGLANG)} but {found} is installed: "
-            f"pip install sglang=={SUPPORTED_SGLANG[-1]}, or a release of sglang-er for {found}"
+            f"pip install sglang=={TESTED_SGLANG}, or a release of sglang-er for {found}"
         )
+
+
+@lru_cache
+@lru_cache
+def adapter() -> Adapter:
+    """Of the installed version. Raises UnsupportedSGLang."""
+    require_supported_version()
+    return adapter_for(installed_sglang())
+
+
+@lru_cache
+def adapter_for(sglang: str) -> Adapter:
+    """Of a supported version, installed or not."""
+    module, _, name = _ADAPTERS[sglang].partition(":")
+    chosen: type[Adapter] = getattr(importlib.import_module(f"sglang_er.engine.versions.{module}"), name)
+    return chosen()
 
 
 def require_private_api() -> None:
     """Raises UnsupportedSGLang naming every private name that is gone (a patched or repackaged SGLang)."""
     missing = []
-    for entry in REQUIRED:
+    for entry in adapter().required:
         module_name, _, path = entry.partition(":")
         try:
             target: object = importlib.import_module(module_name)
@@ -80,5 +73,5 @@ def require_private_api() -> None:
     if missing:
         raise UnsupportedSGLang(
             f"sglang-er relies on private names that SGLang {installed_sglang()} lacks here: {', '.join(missing)}; "
-            f"install an unmodified sglang=={SUPPORTED_SGLANG[-1]}"
+            f"install an unmodified sglang=={installed_sglang()}"
         )

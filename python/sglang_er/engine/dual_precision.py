@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.linear import LinearBase
@@ -106,11 +106,11 @@ def _install_lm_head(twin: Twin, model: nn.Module, pack: Pack) -> None:
     exact = processor._compute_lm_head
 
     def compute_lm_head(
-        hidden_states: torch.Tensor, lm_head: nn.Module, embedding_bias: torch.Tensor | None = None
+        hidden_states: torch.Tensor, lm_head: nn.Module, embedding_bias: torch.Tensor | None = None, **buffer: Any
     ) -> torch.Tensor:
         if twin.drafting and lm_head is head and embedding_bias is None:
             return packed(hidden_states.to(head.weight.dtype))
-        logits: torch.Tensor = exact(hidden_states, lm_head, embedding_bias)
+        logits: torch.Tensor = exact(hidden_states, lm_head, embedding_bias, **buffer)
         return logits
 
     processor._compute_lm_head = compute_lm_head

@@ -13,6 +13,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_er.config import ConfigError
+from sglang_er.engine import compat
 from sglang_er.engine.algorithm import ALGORITHM
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,10 @@ SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
 
 
 def register() -> None:
-    sizing = "sglang.srt.mem_cache.allocation_sizing"
     scheduler = "sglang.srt.managers.scheduler.Scheduler"
-    HookRegistry.register(f"{sizing}.get_req_to_token_extra_context_len", _row_headroom, HookType.AFTER)
+    adapter = compat.adapter()
+    adapter.register_hooks()
+    HookRegistry.register(adapter.row_headroom, _row_headroom, HookType.AFTER)
     HookRegistry.register(f"{scheduler}.get_internal_state", _add_state, HookType.AFTER)
     HookRegistry.register(f"{scheduler}.set_internal_state", _take_command, HookType.AROUND)
     HookRegistry.register(f"{scheduler}.continue_generation", _generation_continued, HookType.AFTER)
@@ -34,18 +36,14 @@ def register() -> None:
     HookRegistry.register(f"{TOKENIZER_MANAGER}._validate_one_request", _refuse_unknown_tokens, HookType.AFTER)
 
 
-def _row_headroom(extra: int) -> int:
+def _row_headroom(extra: int, *_: Any, **__: Any) -> int:
     """req_to_token rows must hold the reserve that is written behind the context end.
 
     Upstream's formula is short for a custom algorithm with page size 1: the slot writer would then run into the
     next request's row without an error (facts: row overflow).
     """
-    from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size, get_alloc_reserve_per_decode
-    from sglang.srt.runtime_context import get_spec
-
-    if get_spec().speculative_algorithm != ALGORITHM:
-        return extra
-    return max(extra, get_alloc_reserve_per_decode() + get_alloc_page_size() - 1)
+    adapter = compat.adapter()
+    return max(extra, adapter.row_reserve()) if adapter.served_algorithm() == ALGORITHM else extra
 
 
 def worker_of(scheduler: Any) -> Any:
@@ -66,14 +64,12 @@ def _add_state(output: Any, scheduler: Any, *_: Any, **__: Any) -> Any:
 
 def _take_command(original: Callable[..., Any], scheduler: Any, request: Any) -> Any:
     """Commands of our admin endpoints; everything else goes to SGLang."""
-    from sglang.srt.managers.io_struct import SetInternalStateReqOutput
-
     keys = [key for key in request.server_args if key.startswith(COMMAND_PREFIX)]
     if not keys:
         return original(scheduler, request)
     outcome = _run_command(scheduler, json.loads(keys[0][len(COMMAND_PREFIX) :]))
     scheduler._sglang_er_last_command = outcome
-    return SetInternalStateReqOutput(updated=outcome["ok"])
+    return compat.adapter().state_request_done(outcome["ok"])
 
 
 def _run_command(scheduler: Any, command: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +103,7 @@ def _refuse_seeded_min_p(result: Any, params: Any, *_: Any, **__: Any) -> Any:
 
     Checked where the request is parsed, so that the client gets a 400.
     """
-    from sglang.srt.runtime_context import get_exec
-
-    if params.min_p > 0 and get_exec().deterministic.enable_deterministic_inference:
+    if params.min_p > 0 and compat.adapter().deterministic():
         raise ValueError("min_p cannot be used with --enable-deterministic-inference: SGLang has no seeded min_p")
     return result
 

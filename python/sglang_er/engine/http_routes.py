@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from sglang.srt.managers.io_struct import SetInternalStateReq
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
-from sglang_er.engine import provenance_http, rl_compat_http
+from sglang_er.engine import compat, provenance_http, rl_compat_http
 from sglang_er.engine.hooks import COMMAND_PREFIX
 
 
@@ -81,5 +81,5 @@ def add_routes(http_server: Any) -> None:
         if not rl_compat_http.active("weight_version"):
             return JSONResponse({"detail": "Not Found"}, status_code=404)
         rl_compat_http.say_once("weight_version", "GET /get_weight_version is answered")
-        version = http_server._global_state.tokenizer_manager.config_value("weight_version")
+        version = compat.adapter().weight_version(http_server._global_state.tokenizer_manager)
         return JSONResponse({"weight_version": version})

@@ -62,20 +62,21 @@ def prepare_environment(on_cpu: bool) -> None:
 
 def launch(argv: Sequence[str]) -> None:
     """Run the server in this process until it ends. Raises ConfigError for what can be told before loading."""
+    try:
+        compat.require_supported_version()
+    except compat.UnsupportedSGLang as error:
+        raise ConfigError(str(error)) from None
+    # Not before: of another version these may be gone.
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
-    try:
-        compat.require_supported_version()
-    except compat.UnsupportedSGLang as error:
-        raise ConfigError(str(error)) from None
     load_plugins()
     server_args = prepare_server_args(list(argv))
     check_port(server_args.host, server_args.port)
     try:
-        server_args.resolve_once()
+        compat.adapter().resolve(server_args)
     except (ValueError, AssertionError, NotImplementedError, OSError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ConfigError(lines[0]) from error

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from sglang.srt.managers.auxiliary_output import append_auxiliary_output
-from sglang.srt.runtime_context import get_serving
+
+from sglang_er.engine import compat
 
 if TYPE_CHECKING:
     from sglang.srt.managers.auxiliary_output import CommittedTokens
@@ -100,7 +100,9 @@ class Provenance:
         self.configure(config)
 
     def configure(self, config: RolloutConfig) -> None:
-        """Options changed; the server is idle."""
+        """Options changed; the server is idle. Raises ValueError where this SGLang cannot tell of tokens."""
+        if config.provenance != "off" and not compat.adapter().has_auxiliary_output:
+            raise ValueError(f"provenance: SGLang {compat.installed_sglang()} has no auxiliary outputs; leave it off")
         self._mode = config.provenance
 
     def wanted(self, batch: ScheduleBatch) -> bool:
@@ -120,6 +122,9 @@ class Provenance:
         """To a step that was launched just now: the policy that it ran under is the present one."""
         if not self.wanted(batch):
             return
+        from sglang.srt.managers.auxiliary_output import append_auxiliary_output
+        from sglang.srt.runtime_context import get_serving
+
         record = StepRecord(self._mode == "all", undrafted, self._twin.weight_epoch, get_serving().weight_version)
         if drafted is not None and drafted.tokens:
             logprobs = torch.stack(drafted.logprobs, dim=1)

@@ -11,6 +11,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_er.config import from_env
+from sglang_er.engine import compat
 from sglang_er.engine.algorithm import ALGORITHM
 from sglang_er.engine.provenance import KEYS, REQUEST_KEY, asks
 
@@ -19,6 +20,8 @@ _mode: str | None = None
 
 
 def register() -> None:
+    if not compat.adapter().has_auxiliary_output:
+        return
     HookRegistry.register(f"{TOKENIZER_MANAGER}._validate_one_request", _refuse_where_off, HookType.AFTER)
     HookRegistry.register(f"{TOKENIZER_MANAGER}.update_request_meta_info", _remove_padding, HookType.AFTER)
     HookRegistry.register(f"{TOKENIZER_MANAGER}._handle_abort_req", _complete_abort, HookType.AROUND)
@@ -32,11 +35,9 @@ def configure(mode: str) -> None:
 
 def _in_force() -> str | None:
     """The option's value; None in a server that runs without us."""
-    from sglang.srt.runtime_context import get_spec
-
     if _mode is None:
         configure(from_env().provenance)
-    return _mode if get_spec().speculative_algorithm == ALGORITHM else None
+    return _mode if compat.adapter().served_algorithm() == ALGORITHM else None
 
 
 def _asks(request: Any) -> bool:

@@ -19,6 +19,7 @@ from sglang.srt.constants import GPU_MEMORY_ALL_TYPES, GPU_MEMORY_TYPE_WEIGHTS
 from sglang.srt.managers import io_struct
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_er.engine import compat
 from sglang_er.engine.hooks import worker_of
 from sglang_er.engine.rl_compat_http import say_once
 
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 WITHOUT_SESSION = ("update_weights_from_tensor", "update_weights_from_distributed")
-# method -> its reply
+# method -> its reply; where there are sessions, theirs too
 REPLIES = {
     "update_weights_from_disk": io_struct.UpdateWeightFromDiskReqOutput,
     "update_weights_from_tensor": io_struct.UpdateWeightsFromTensorReqOutput,
@@ -34,14 +35,18 @@ REPLIES = {
     "update_weights_from_ipc": io_struct.UpdateWeightsFromIPCReqOutput,
     "init_weights_update_group": io_struct.InitWeightsUpdateGroupReqOutput,
     "destroy_weights_update_group": io_struct.DestroyWeightsUpdateGroupReqOutput,
-    "begin_weight_update": io_struct.BeginWeightUpdateReqOutput,
-    "end_weight_update": io_struct.EndWeightUpdateReqOutput,
 }
+SESSION_REPLIES = {"begin_weight_update": "BeginWeightUpdateReqOutput", "end_weight_update": "EndWeightUpdateReqOutput"}
 
 
 def register() -> None:
-    for name in REPLIES:
-        HookRegistry.register(f"{UPDATER}.{name}", _update_hook(name), HookType.AROUND)
+    has_sessions = compat.adapter().has_sessions
+    replies = dict(REPLIES)
+    if has_sessions:
+        replies |= {name: getattr(io_struct, reply) for name, reply in SESSION_REPLIES.items()}
+    for name, reply in replies.items():
+        opens = has_sessions and name in WITHOUT_SESSION
+        HookRegistry.register(f"{UPDATER}.{name}", _update_hook(name, reply, opens), HookType.AROUND)
     HookRegistry.register(f"{UPDATER}.release_memory_occupation", _release, HookType.AROUND)
     HookRegistry.register(f"{UPDATER}.resume_memory_occupation", _resume, HookType.AROUND)
 
@@ -49,16 +54,16 @@ def register() -> None:
 # -- weight updates ------------------------------------------------------------------------------------------------
 
 
-def _update_hook(name: str) -> Callable[..., Any]:
+def _update_hook(name: str, reply: Callable[..., Any], opens_session: bool) -> Callable[..., Any]:
     def hook(original: Callable[..., Any], updater: Any, request: Any) -> Any:
         worker = worker_of(updater)
         if worker is None:
             return original(updater, request)
         parts = worker.sync.config.rl_compat
         if "guard" in parts and (problem := _refusal(updater, request)):
-            return REPLIES[name](success=False, message=problem)
+            return reply(success=False, message=problem)
         try:
-            if name in WITHOUT_SESSION and "sessions" in parts and updater._session is None:
+            if opens_session and "sessions" in parts and updater._session is None:
                 return _in_session(original, updater, request)
             return original(updater, request)
         except Exception as error:
@@ -70,7 +75,7 @@ def _update_hook(name: str) -> Callable[..., Any]:
                 updater.flush_cache(empty_cache=request.torch_empty_cache)
             if name == "update_weights_from_tensor":
                 torch.distributed.barrier(group=updater.tp_cpu_group)  # where the other ranks wait for this one
-            return REPLIES[name](success=False, message=_explain(name, error))
+            return reply(success=False, message=_explain(name, error))
 
     return hook
 
@@ -86,18 +91,12 @@ def _refusal(updater: Any, request: Any) -> str | None:
     """Why this update must not begin: SGLang would write the weights and then fail an assertion on the flush."""
     if not getattr(request, "flush_cache", False):
         return None
-    if _idle(updater):
+    if compat.adapter().is_idle(updater):
         return None
     return (
         "flush_cache=true while requests are running: nothing was updated. Pause with mode abort or retract first, "
         "or send flush_cache=false"
     )
-
-
-def _idle(updater: Any) -> bool:
-    """Nothing runs; what waits while generation is paused does not count."""
-    paused = updater.scheduler is not None and updater.scheduler._engine_paused
-    return bool(updater.is_fully_idle(ignore_waiting=paused))
 
 
 def _in_session(original: Callable[..., Any], updater: Any, request: Any) -> Any:
@@ -126,7 +125,7 @@ def _release(original: Callable[..., Any], updater: Any, request: Any) -> Any:
     tags = list(request.tags or GPU_MEMORY_ALL_TYPES)
     if "guard" in parts:
         problem = _unknown(tags)
-        if not problem and not _idle(updater):
+        if not problem and not compat.adapter().is_idle(updater):
             problem = "requests are running: pause generation (or wait) before releasing memory"
         if problem:
             return io_struct.ReleaseMemoryOccupationReqOutput(rid=problem)

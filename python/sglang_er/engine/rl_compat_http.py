@@ -9,6 +9,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_er.config import from_env
+from sglang_er.engine import compat
 from sglang_er.engine.algorithm import ALGORITHM
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,9 @@ def configure(parts: Iterable[str]) -> None:
 
 def active(part: str) -> bool:
     """Whether this server speculates with us and has this part on."""
-    from sglang.srt.runtime_context import get_spec
-
     if _parts is None:
         configure(from_env().rl_compat)
-    return part in (_parts or ()) and get_spec().speculative_algorithm == ALGORITHM
+    return part in (_parts or ()) and compat.adapter().served_algorithm() == ALGORITHM
 
 
 def say_once(part: str, message: str) -> None:

@@ -1,7 +1,6 @@
 """What one speculative step hands to the next (DraftState) and to the verify pass (VerifyInput).
 
-SpecInputType is a closed enum; the members of SGLang's own shared-runner algorithm are borrowed, since their
-meaning (state without draft KV, verify of a fixed width) is ours too.
+SpecInputType is a closed enum: members are borrowed, by the adapter of the SGLang version.
 """
 
 from __future__ import annotations
@@ -11,7 +10,11 @@ from typing import ClassVar
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
-from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
+from sglang.srt.speculative.spec_info import SpecInput
+
+from sglang_er.engine import compat
+
+_STATE, _VERIFY = compat.adapter().spec_input_types()
 
 
 @dataclass
@@ -33,11 +36,16 @@ class DraftState(SpecInput):
     draft_probs: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        super().__init__(SpecInputType.UNO_STATE)
+        super().__init__(_STATE)
         self.num_tokens_per_req = 1
         self.num_tokens_for_logprob_per_req = 1
 
-    def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: torch.Tensor | None = None) -> None:
+    def get_spec_adjust_token_coefficient(self) -> tuple[int, int]:
+        """Abstract in SGLang's base class up to 0.5.15."""
+        return 1, 1
+
+    def filter_batch(self, new_indices: torch.Tensor, **_: object) -> None:
+        """What else is passed differs between versions of SGLang."""
         if self.future_indices is not None:
             self.future_indices = self.future_indices[new_indices]
             return
@@ -64,6 +72,9 @@ class VerifyInput(SpecInput):
     topk: int = 1
 
     def __post_init__(self) -> None:
-        super().__init__(SpecInputType.UNO_VERIFY)
+        super().__init__(_VERIFY)
         self.num_tokens_per_req = self.draft_token_num
         self.num_tokens_for_logprob_per_req = self.draft_token_num
+
+    def get_spec_adjust_token_coefficient(self) -> tuple[int, int]:
+        return self.draft_token_num, self.draft_token_num

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sglang_er.engine import compat
+
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -55,6 +57,7 @@ class SyncMetrics:
 
 def make_metrics(runner: ModelRunner) -> SyncMetrics:
     """One set an engine: its tensor-parallel ranks do the same."""
-    if not runner.server_args.enable_metrics or runner.tp_rank > 0:
+    tp_rank, dp_rank = compat.adapter().ranks(runner)
+    if not runner.server_args.enable_metrics or tp_rank > 0:
         return SyncMetrics()
-    return SyncMetrics({"model_name": str(runner.server_args.served_model_name), "dp_rank": str(runner.dp_rank or 0)})
+    return SyncMetrics({"model_name": str(runner.server_args.served_model_name), "dp_rank": str(dp_rank or 0)})

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sglang_er.engine import compat
 from sglang_er.engine.sync_metrics import make_metrics
-from sglang_er.engine.weight_watch import WatchedWeightUpdater
 from sglang_er.twin.row_samples import RowSamples
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ class WeightSync:
         self._checked = time.monotonic()
         self._device = str(runner.device)
         self._metrics = make_metrics(runner)
-        self._watch = WatchedWeightUpdater(runner.weight_updater, self.changed)
-        runner.weight_updater = self._watch
+        self._watch = compat.adapter().watch_weights(runner, self.changed)
         self.configure(config)
         self.samples.take()
         self._publish()

@@ -9,12 +9,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_er.config import from_env
-from sglang_er.engine import forward, rows, seeding, standard_rows
+from sglang_er.engine import compat, forward, rows, seeding, standard_rows
 from sglang_er.engine.controller import Controller
 from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
@@ -37,11 +35,16 @@ logger = logging.getLogger(__name__)
 # Tests put deliberately broken verifiers into a real server through this; nothing in the product sets it.
 TEST_HOOK_ENV = "SGLANG_ER_TEST_HOOK"
 
+ADAPTER = compat.adapter()
+WorkerBase: Any = ADAPTER.worker_base()
 
-class EfficientRolloutWorker(BaseSpecWorker):
+
+class EfficientRolloutWorker(WorkerBase):
     """Spec V2 worker (facts: forward_batch_generation contract). The scheduler sees it as the model worker."""
 
-    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: TpModelWorker) -> None:
+    def __init__(
+        self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: TpModelWorker, **_rest: Any
+    ) -> None:
         super().__init__()
         self.config = from_env()
         self._target_worker = target_worker
@@ -215,7 +218,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         verify_batch = forward.make_verify_batch(
             chain, torch.cat([bonus[:, None], drafts], dim=1), batch.spec_algorithm
         )
-        self.model_runner.shared_read_done_event = None
+        ADAPTER.forget_read_event(self.model_runner)
         result = self._target_worker.forward_batch_generation(None, forward_batch=verify_batch, is_verify=True)
         return self._commit(batch, result, verify_batch, sampler, drafted, speculating), drafted
 
@@ -264,7 +267,7 @@ class EfficientRolloutWorker(BaseSpecWorker):
         if standard is not None:
             tokens, accept_lens = standard_rows.merge(standard, tokens, accept_lens, speculating)
         if batch.return_logprob:
-            compute_spec_logprobs(batch, output, tokens.reshape(-1), chain_stride=width)
+            ADAPTER.compute_logprobs(batch, output, tokens.reshape(-1), width)
             if standard is not None:
                 standard_rows.merge_logprobs(standard, output, batch, width)
         bonus = tokens.gather(1, accept_lens[:, None].to(torch.int64) - 1).squeeze(1)
@@ -281,11 +284,11 @@ class EfficientRolloutWorker(BaseSpecWorker):
     def set_policy(self, changes: dict[str, Any]) -> None:
         """Switch policy fields (the server is idle). Raises ConfigError on a bad value; nothing changes then."""
         config = self.config.changed(changes)
+        self.provenance.configure(config)
         self.controller.configure(config)
         self.config = config
         self.drafter.configure(config)
         self.sync.configure(config)
-        self.provenance.configure(config)
 
     def describe(self) -> dict[str, Any]:
         """What /server_info and /er/state show."""

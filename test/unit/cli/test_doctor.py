@@ -49,7 +49,7 @@ def test_a_problem_is_a_line_and_exit_1(monkeypatch, capsys):
     monkeypatch.setattr(compat, "installed_sglang", lambda: "0.4.0")
     assert cli.main(["doctor"]) == 1
     said = capsys.readouterr().out
-    assert "0.4.0 (NOT supported)" in said and "problem: sglang-er supports SGLang 0.5.21" in said
+    assert "0.4.0 (NOT supported)" in said and "problem: sglang-er supports SGLang 0.5.15.post1, 0.5.21" in said
 
 
 def test_a_package_that_is_missing_is_one_problem(monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt import runtime_context
 from sglang.srt.managers.auxiliary_output import CommittedTokens
 
 from sglang_er.config import RolloutConfig
@@ -110,7 +111,7 @@ def test_tensors_of_a_record_are_copied_by_sglang():
 
 @pytest.mark.parametrize(("mode", "wanted"), [("off", [False, False]), ("request", [False, True]), ("all", [True] * 2)])
 def test_the_option_decides_who_is_recorded(mode: str, wanted: list[bool], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(provenance, "get_serving", lambda: SimpleNamespace(weight_version="7"))
+    monkeypatch.setattr(runtime_context, "get_serving", lambda: SimpleNamespace(weight_version="7"))
     recorder = provenance.Provenance(Twin(weight_epoch=9), RolloutConfig(provenance=mode))
     for batch, expected in zip((batch_of(request(False)), batch_of(request(False), request())), wanted):
         result: Any = SimpleNamespace(logits_output=SimpleNamespace(auxiliary_device_output=None))

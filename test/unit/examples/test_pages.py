@@ -20,7 +20,8 @@ def server_commands(page: Path) -> list[list[str]]:
     """The arguments of each command in the page's bash blocks that starts a server."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
+    starts = tuple(" ".join(start) for start in LAUNCHERS)
+    words = [shlex.split(line, comments=True) for line in lines if line.startswith(starts)]
     return [line[len(start) :] for line in words for start in LAUNCHERS if line[: len(start)] == start]
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
+from sglang_er.engine import compat
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -59,7 +61,7 @@ def check(model: nn.Module) -> None:
         for linear in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj):
             _require(type(linear).__name__ in _LINEARS, f"a linear layer is a {type(linear).__name__}")
             _require(isinstance(linear.quant_method, UnquantizedLinearMethod), "a linear layer is quantized")
-            _require(linear.tp_size == 1, "the model is sharded")
+            _require(compat.adapter().shards(linear) == 1, "the model is sharded")
         for norm in _norms(layer):
             plain = not (norm.cast_x_before_out_mul or norm.fp32_residual or norm.variance_size_override)
             _require(plain and norm.has_weight, "a norm is not a plain RMSNorm")

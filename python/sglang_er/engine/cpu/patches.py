@@ -16,9 +16,10 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_er import kernels
 from sglang_er.config import from_env
+from sglang_er.engine import compat
 from sglang_er.engine.cpu import executor
 from sglang_er.engine.cpu.attention import create_cpu_attention_backend
-from sglang_er.engine.cpu.platform import ATTENTION_BACKEND, allow_attention_backend
+from sglang_er.engine.cpu.platform import ATTENTION_BACKEND
 from sglang_er.sampling.chain import sample_rows
 from sglang_er.sampling.gumbel import murmur_hash32
 
@@ -39,11 +40,13 @@ def register() -> None:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
     ATTENTION_BACKENDS[ATTENTION_BACKEND] = create_cpu_attention_backend
-    allow_attention_backend()
 
+    adapter = compat.adapter()
+    adapter.allow_attention_backend(ATTENTION_BACKEND)
+    adapter.register_cpu_hooks()
     replace = {
-        "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": assign_req_to_token_pool,
-        "sglang.kernels.ops.sampling.murmur_hash.murmur_hash32": murmur_hash32,
+        adapter.write_slots: assign_req_to_token_pool,
+        adapter.seeded_hash: murmur_hash32,
         "sglang.srt.batch_invariant_ops.batch_invariant_ops.enable_batch_invariant_mode": enable_batch_invariant_mode,
     }
     for target, function in replace.items():
@@ -56,8 +59,9 @@ def register() -> None:
     HookRegistry.register(f"{processor}._compute_lm_head", compute_lm_head, HookType.AROUND)
     HookRegistry.register("sglang.srt.layers.sampler.sampling_from_probs_torch", sample_from_probs, HookType.AROUND)
     HookRegistry.register("sglang.srt.utils.common.support_triton", support_triton, HookType.AROUND)
-    HookRegistry.register("sglang.srt.mem_cache.allocation.get_last_loc", get_last_loc, HookType.AROUND)
-    HookRegistry.register("sglang.srt.utils.numa_utils.init_threads_binding", init_threads_binding, HookType.AROUND)
+    HookRegistry.register(adapter.last_slot, get_last_loc, HookType.AROUND)
+    if adapter.bind_threads is not None:
+        HookRegistry.register(adapter.bind_threads, init_threads_binding, HookType.AROUND)
 
 
 def assign_req_to_token_pool(
@@ -110,13 +114,15 @@ def compute_lm_head(
     hidden_states: torch.Tensor,
     lm_head: torch.nn.Module,
     embedding_bias: torch.Tensor | None = None,
+    **buffer: Any,
 ) -> torch.Tensor:
     """Logits by one kernel whatever the number of rows, so that a row of a wide verify pass gets those of a decode
-    step, bit for bit. fp32 hidden states (the native executor's) give fp32 logits."""
+    step, bit for bit. fp32 hidden states (the native executor's) give fp32 logits. `buffer`: where 0.5.23 would like
+    them, which it does not rely on."""
     weight = getattr(lm_head, "weight", None)
     plain = embedding_bias is None and not hasattr(lm_head, "set_lora")
     if weight is None or not plain or not executor.own_kernels:
-        return original(processor, hidden_states, lm_head, embedding_bias)
+        return original(processor, hidden_states, lm_head, embedding_bias, **buffer)
     return kernels.bf16_linear(hidden_states, weight.data)
 
 
@@ -144,10 +150,9 @@ def get_last_loc(
     prefix_lens: torch.Tensor,
 ) -> torch.Tensor:
     """Slot of the last prefix token of every request, -1 without a prefix (the original launches Triton)."""
-    from sglang.srt.mem_cache.allocation import get_last_loc_torch
-
     del original
-    return get_last_loc_torch(req_to_token, req_pool_indices, prefix_lens)
+    last = req_to_token[req_pool_indices, prefix_lens - 1]
+    return torch.where(prefix_lens > 0, last, torch.full_like(prefix_lens, -1))
 
 
 def enable_batch_invariant_mode(enable_bmm: bool = True) -> None:

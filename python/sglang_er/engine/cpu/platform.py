@@ -13,6 +13,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
+from sglang_er.engine import compat
+
 logger = logging.getLogger(__name__)
 
 ATTENTION_BACKEND = "sglang_er_cpu"
@@ -20,19 +22,6 @@ ATTENTION_BACKEND = "sglang_er_cpu"
 _STOCK_CPU_BACKENDS = ("intel_amx", "torch_native")
 # SGLang would take about 70 % of all RAM as KV pool. 16k tokens are 1.9 GB for a Qwen3-0.6B, 2.4 GB for an 8B.
 DEFAULT_MAX_TOTAL_TOKENS = 16384
-
-
-def allow_attention_backend() -> None:
-    """Put our backend on SGLang's lists of known and of deterministic ones; calling it again does nothing."""
-    from sglang.srt.arg_groups import choices
-
-    for known in (
-        choices.ATTENTION_BACKEND_CHOICES,
-        choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES,
-        choices.RADIX_SUPPORTED_DETERMINISTIC_ATTENTION_BACKEND,
-    ):
-        if ATTENTION_BACKEND not in known:
-            known.append(ATTENTION_BACKEND)
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -45,7 +34,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args) -> None:  # type: ignore[no-untyped-def]
         """Fill in what the user left open; an explicit flag always wins."""
         # Here too, because frameworks resolve their arguments without loading any plugin.
-        allow_attention_backend()
+        compat.adapter().allow_attention_backend(ATTENTION_BACKEND)
         if server_args.attention_backend in (None, *_STOCK_CPU_BACKENDS):
             server_args.attention_backend = ATTENTION_BACKEND
         if server_args.max_total_tokens is None:
@@ -67,6 +56,14 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_mla_kv_pool_cls(self) -> type:
         raise RuntimeError("sglang-er: MLA models are not supported on the CPU platform; use a GQA/MHA model")
+
+    def get_kv_pool_cls(self, *, kind: str) -> type | None:
+        """0.5.23's in place of the two above, asked for every kind in advance: None is SGLang's own."""
+        if kind != "mha":
+            return None
+        from sglang_er.engine.cpu.kv_pool import CpuKvPool
+
+        return CpuKvPool
 
     def get_paged_allocator_cls(self) -> type:
         from sglang_er.engine.cpu.allocator import CpuPagedAllocator

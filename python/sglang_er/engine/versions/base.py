@@ -1,0 +1,119 @@
+"""What an adapter answers. The rest of engine/ uses only what all supported versions have alike, and asks for the rest.
+
+An adapter imports SGLang inside its methods: it can be looked at where another version is installed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+
+class WeightWatch(Protocol):
+    """Tells of every write of the policy's weights; `session_open`: between a trainer's begin and its end."""
+
+    session_open: bool
+
+
+class Adapter(ABC):
+    """Names of SGLang's functions are dotted paths, as SGLang's HookRegistry takes them."""
+
+    versions: ClassVar[tuple[str, ...]]
+    # Everything private that is relied on: "module:attribute.path". Checked at start-up.
+    required: ClassVar[tuple[str, ...]]
+
+    # -- where SGLang keeps what is hooked -----------------------------------------------------------------------
+
+    row_headroom: ClassVar[str]  # slots that a row of the slot table has behind the context's end
+    write_slots: ClassVar[str]  # assign_req_to_token_pool of engine/cpu/patches.py
+    last_slot: ClassVar[str]  # get_last_loc
+    seeded_hash: ClassVar[str]  # murmur_hash32
+    bind_threads: ClassVar[str | None]  # init_threads_binding; None where data parallelism needs no help
+
+    @abstractmethod
+    def register_hooks(self) -> None:
+        """What only this version needs."""
+
+    @abstractmethod
+    def register_cpu_hooks(self) -> None:
+        """What only this version needs on our CPU platform."""
+
+    # -- arguments and configuration -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def resolve(self, server_args: Any) -> None:
+        """Parsed arguments -> checked and complete ones; raises what SGLang and our validator raise."""
+
+    @abstractmethod
+    def model_config(self, server_args: Any) -> Any:
+        """The ModelConfig, from what `validate_server_args` of an algorithm is given."""
+
+    @abstractmethod
+    def has_recurrent_layers(self, model_config: Any) -> bool:
+        """Whether SGLang keeps a state per request beside the KV cache."""
+
+    @abstractmethod
+    def served_algorithm(self) -> str | None:
+        """--speculative-algorithm of the server that this process belongs to."""
+
+    @abstractmethod
+    def deterministic(self) -> bool:
+        """--enable-deterministic-inference of the server that this process belongs to."""
+
+    @abstractmethod
+    def weight_version(self, tokenizer_manager: Any) -> Any:
+        """The version that the last update named, in the HTTP process."""
+
+    @abstractmethod
+    def allow_attention_backend(self, name: str) -> None:
+        """Put a backend's name on SGLang's lists of known and of deterministic ones; again does nothing."""
+
+    @abstractmethod
+    def row_reserve(self) -> int:
+        """Slots that SGLang may write behind a request's last committed position."""
+
+    @abstractmethod
+    def ranks(self, runner: Any) -> tuple[int, int | None]:
+        """(tensor-parallel rank, data-parallel rank or None) of a model runner."""
+
+    @abstractmethod
+    def shards(self, linear: Any) -> int:
+        """How many ranks hold a part of a LinearBase's weight."""
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def spec_input_types(self) -> tuple[Any, Any]:
+        """Members of SGLang's closed SpecInputType that the carried state and the verify pass borrow."""
+
+    @abstractmethod
+    def forget_read_event(self, runner: Any) -> None:
+        """A draft forward must not count as the step's last read of the slot table."""
+
+    @abstractmethod
+    def compute_logprobs(self, batch: Any, output: Any, tokens: torch.Tensor, width: int) -> None:
+        """Logprobs of `tokens` flat [B * width] from the rows of output.next_token_logits, into `output`."""
+
+    # -- weight updates ------------------------------------------------------------------------------------------
+
+    has_sessions: ClassVar[bool]  # begin_weight_update and end_weight_update exist
+    has_auxiliary_output: ClassVar[bool]  # outputs of a step beside its tokens (provenance)
+
+    @abstractmethod
+    def worker_base(self) -> type:
+        """Base class of the worker: SGLang's, with what this version asks of a worker besides."""
+
+    @abstractmethod
+    def watch_weights(self, runner: Any, changed: Callable[[], None]) -> WeightWatch:
+        """`changed()` after every call that writes the policy's weights, whichever way it came and however it ended."""
+
+    @abstractmethod
+    def is_idle(self, updater: Any) -> bool:
+        """Whether SGLang could flush its cache now; `updater`: SchedulerWeightUpdaterManager."""
+
+    @abstractmethod
+    def state_request_done(self, updated: bool) -> Any:
+        """Reply to a command that travelled in a SetInternalStateReq."""
