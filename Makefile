@@ -37,7 +37,7 @@ bench: setup
 	$(VENV)/python scripts/bench_decision.py
 	$(VENV)/sglang-er bench kernels
 
-# About an hour on two cores; goes on where it was stopped. docs/training.md says what it measures.
+# About an hour and a half on two cores; goes on where it was stopped. docs/training.md says what it measures.
 bench-training: setup
 	PYTHONPATH=examples $(VENV)/python -m grpo.study --out build/grpo
 
