@@ -72,9 +72,9 @@ class TimedSampler(StepSampler):
         Clock.sampler += now() - started
         return tokens
 
-    def verify(self, *args: Any) -> Any:
+    def verify(self, *args: Any, **options: Any) -> Any:
         started = now()
-        result = super().verify(*args)
+        result = super().verify(*args, **options)
         Clock.sampler += now() - started
         return result
 
@@ -106,7 +106,7 @@ class PreparedForwards:
 
     def forward_batch_generation(self, batch: Any, forward_batch: Any = None, is_verify: bool = False) -> Any:
         started = now()
-        logits = self.verify_logits if is_verify else self.plain_logits
+        logits = (self.verify_logits if is_verify else self.plain_logits).clone()  # the sampler may overwrite them
         result = GenerationBatchResult(
             logits_output=SimpleNamespace(next_token_logits=logits), next_token_ids=self.next_tokens
         )
@@ -127,6 +127,7 @@ def make_worker(batch_size: int, gamma: int, vocabulary: int) -> EfficientRollou
     worker.controller = Controller(worker.config, measured_on={})
     worker.stats = StepStats()
     worker.provenance = Provenance(worker.twin, worker.config)
+    worker.sync = SimpleNamespace(ready=lambda: True)
     worker.sampler_cls = TimedSampler
     worker.context_len = CONTEXT
     return worker

@@ -94,10 +94,13 @@ class StepSampler:
     def score(self, logits: torch.Tensor, drafted: DraftedChain) -> None:
         """Record the twin's logprobs of the tokens drafted last, from logits [R, V]: under temperature alone, as SGLang
         returns the policy's."""
-        logits, index = logits.float(), drafted.tokens[-1][:, None]
-        if not (self.greedy or envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get()):
-            logits = logits / self.params.temperatures
-        drafted.logprobs.append((logits.gather(-1, index) - logits.logsumexp(dim=-1, keepdim=True)).squeeze(-1))
+        index, original = drafted.tokens[-1][:, None], envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get()
+        if self.rule == "rejection" and self.params.unfiltered and not original:
+            logprobs = drafted.probs[-1].gather(-1, index).log()
+        else:
+            logits = logits.float() if self.greedy or original else logits / self.params.temperatures
+            logprobs = logits.gather(-1, index) - logits.logsumexp(dim=-1, keepdim=True)
+        drafted.logprobs.append(logprobs.squeeze(-1))
 
     def verify(
         self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain, in_place: bool = False

@@ -148,8 +148,10 @@ def scored(sampler: StepSampler, logits: torch.Tensor) -> tuple[torch.Tensor, Dr
 def test_the_score_of_a_draft_is_its_logprob_under_what_it_was_drawn_from():
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1)) * 3
     found, drafted = scored(sampler([0.7] * 32 + [1.3] * 32), logits)
-    expected = drafted.probs[0].gather(1, drafted.tokens[0][:, None]).log().squeeze(1)
+    temperatures = torch.tensor([0.7] * 32 + [1.3] * 32)[:, None]
+    expected = torch.log_softmax(logits / temperatures, dim=-1).gather(1, drafted.tokens[0][:, None]).squeeze(1)
     assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found, drafted.probs[0].gather(1, drafted.tokens[0][:, None]).log().squeeze(1), atol=1e-5)
 
 
 def test_filters_do_not_change_the_score():
