@@ -209,7 +209,7 @@ def test_several_samples_and_a_batch(asked: Server) -> None:
     assert_absent(other)
 
 
-@pytest.mark.parametrize("name", ["paged", "dp", "moe", "areal"])
+@pytest.mark.parametrize("name", ["paged", "moe", "areal", pytest.param("dp", marks=pytest.mark.last)])
 def test_other_servers(server: Callable[[str], Server], name: str) -> None:
     """No overlap and page 16 with forced retraction, two engines, exact experts, no tokenizer: nothing is lost."""
     other = server(name)
