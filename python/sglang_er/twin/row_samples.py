@@ -1,4 +1,4 @@
-"""Fingerprints of a few rows of every packed weight: they notice writes that came through no update call.
+"""Copies of a few rows of every packed weight: they notice writes that came through no update call.
 
 A trainer that shares the engine's memory can write a parameter without telling anybody. Comparing every weight with
 what the twin was made from would cost as much as remaking the twin; comparing a few rows of each costs next to nothing
@@ -22,31 +22,31 @@ class RowSamples:
 
     def __init__(self, layers: Sequence[PackedLinear], seed: int = 0) -> None:
         self._layers = layers
+        self._counts = torch.tensor([[layer.packed.out_features] for layer in layers], dtype=torch.float64)
         self._generator = torch.Generator().manual_seed(seed)
         self._rows: list[torch.Tensor] = []
-        self._taken: torch.Tensor | None = None
+        self._taken: list[torch.Tensor] = []
 
     def take(self) -> None:
-        self._rows = []
-        for layer in self._layers:
-            count = layer.packed.out_features
-            rows = torch.randint(0, count, (min(ROWS, count),), generator=self._generator)
-            self._rows.append(rows.to(layer.source().device))
-        self._taken = self._fingerprints()
+        """A few operations a layer: part of every remaking of the twin."""
+        drawn = torch.rand(len(self._layers), ROWS, dtype=torch.float64, generator=self._generator) * self._counts
+        rows = drawn.long()
+        if self._layers:  # all on one device: one copy of the numbers for all
+            rows = rows.to(self._layers[0].source().device)
+        self._rows = list(rows.unbind())
+        self._taken = self._bits()
 
     def changed(self) -> list[str]:
         """Names of the layers that were written; empty before the first `take`. Waits for the device once."""
-        if self._taken is None:
+        if not self._taken:
             return []
-        differ = (self._fingerprints() != self._taken).tolist()
+        differ = torch.stack([(now != then).any() for now, then in zip(self._bits(), self._taken)]).tolist()
         return [layer.name for layer, written in zip(self._layers, differ) if written]
 
-    def _fingerprints(self) -> torch.Tensor:
-        """int64 [layers]: the bits of the rows as integers, each times an odd number that depends on its place."""
-        prints = []
+    def _bits(self) -> list[torch.Tensor]:
+        """The rows as integers: a NaN equals itself, a zero of the other sign does not."""
+        picked = []
         for layer, rows in zip(self._layers, self._rows):
-            picked = layer.source().detach().index_select(0, rows)
-            bits = picked.view(torch.int16 if picked.element_size() == 2 else torch.int32).flatten().to(torch.int64)
-            places = torch.arange(1, 2 * bits.numel(), 2, device=bits.device)
-            prints.append((bits * places).sum())
-        return torch.stack(prints)
+            chosen = layer.source().detach().index_select(0, rows)
+            picked.append(chosen.view(torch.int16 if chosen.element_size() == 2 else torch.int32))
+        return picked
