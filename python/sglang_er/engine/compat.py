@@ -44,7 +44,6 @@ def require_supported_version() -> None:
 
 
 @lru_cache
-@lru_cache
 def adapter() -> Adapter:
     """Of the installed version. Raises UnsupportedSGLang."""
     require_supported_version()
