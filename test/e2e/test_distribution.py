@@ -39,11 +39,11 @@ MUTANT_CYCLE = (1, 2, 3)
 LOGIT_SCALE = 2.0
 TOKENS = 128
 CONCURRENCY = 64
-SETTINGS = {"T=1": (PLAIN_T1, 51_200), "filtered": (FILTERED, 51_200)}
+SETTINGS = {"T=1": (PLAIN_T1, 102_400), "filtered": (FILTERED, 102_400)}
 SETTINGS_FULL = {"T=1": (PLAIN_T1, 204_800), "filtered": (FILTERED, 204_800)}
 MUTANT_TOKENS = 20_480
 # About half of the drafts of the flat model end early.
-STOP_TOKENS, STOP_CONFIDENCE = 20_480, 0.12
+STOP_TOKENS, STOP_CONFIDENCE = 40_960, 0.12
 # fp32 logits of two implementations differ by about 1e-6: a token next to a filter's boundary may fall on either side.
 SLACK = 1e-4
 ORDERS = ("by target", "by twin/target")
