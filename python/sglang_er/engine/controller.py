@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_er.config import RolloutConfig
 from sglang_er.engine.agreement import agreed
-from sglang_er.policy import GoodputPolicy, Policy, StepOutcome, StepState, cost_file, cost_model, make_policy
+from sglang_er.policy import GoodputPolicy, Policy, StepOutcome, StepState, cost_file, make_policy, seeding
 from sglang_er.policy.cost_features import Step
 from sglang_er.policy.health import OFF_UNTIL, DraftHealth
 
@@ -50,9 +50,9 @@ class Controller:
         self.learnt.stops_early = self.stops_early
         self.health.configure(config.health_drop)
 
-    def seed(self, timings: Sequence[tuple[str, Step, int, float]], spent: float) -> None:
+    def seed(self, timings: Sequence[seeding.Timing], spent: float) -> None:
         """Forwards that were timed at start-up."""
-        cost_model.seed(self.learnt.cost, timings)
+        seeding.seed(self.learnt.cost, timings)
         if self.learnt.cost.ready:
             plain = 1e3 * self.learnt.cost.plain(Step(1, 64))
             logger.info("sglang-er: %d forwards timed in %.1f s; a plain step: %.1f ms", len(timings), spent, plain)

@@ -1,4 +1,4 @@
-"""A few real forwards at start-up, so that the first decisions rest on this machine and this model.
+"""A few real forwards at start-up: what `policy/seeding.py` asks to be timed.
 
 The engine is idle and its KV pool empty. Rows of the slot table and slots are borrowed: what the forwards write there
 belongs to nobody, and whoever gets a slot writes it before reading it.
@@ -7,51 +7,34 @@ belongs to nobody, and whoever gets a slot writes it before reading it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from sglang_er.engine import forward
-from sglang_er.policy.cost_features import Step
+from sglang_er.policy import seeding
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     from sglang_er.engine.drafter import WrappedDrafter
 
-SIZES = (1, 4, 16, 64)
-GAMMA = 3
-_CONTEXT = 64
-_REPEATS = 2
-_GROWTH = 4.0  # a size takes at most so many times the seconds of the one before it
 
-# kind, step, gamma, seconds: what policy.cost_model.seed takes
-Timing = tuple[str, Step, int, float]
-
-
-def time_forwards(runner: ModelRunner, drafter: WrappedDrafter, gamma_max: int, seconds: float) -> list[Timing]:
+def time_forwards(runner: ModelRunner, drafter: WrappedDrafter, gamma_max: int, seconds: float) -> list[seeding.Timing]:
     """Plain, draft and verify forwards at rising batch sizes, as many as fit into `seconds`."""
-    gamma = min(GAMMA, gamma_max)
-    timings: list[Timing] = []
-    for size in _sizes_that_fit(runner, gamma):
-        begin = time.perf_counter()
-        with _borrowed_rows(runner, size, _CONTEXT + gamma + 1) as rows:
-            committed = torch.full((size,), _CONTEXT, dtype=torch.int64, device=rows.device)
-            chain = forward.make_chain(runner, rows, committed, gamma)
-            timings += _timed(runner, drafter, chain, gamma)
-        spent = time.perf_counter() - begin
-        seconds -= spent
-        if seconds < _GROWTH * spent:
-            break
-    return timings
 
+    def measure(kind: str, size: int, gamma: int) -> float:
+        length = seeding.CONTEXT + gamma + 1
+        with _borrowed_rows(runner, size, length) as rows:
+            committed = torch.full((size,), seeding.CONTEXT, dtype=torch.int64, device=rows.device)
+            return _seconds(runner, drafter, forward.make_chain(runner, rows, committed, gamma), kind)
 
-def _sizes_that_fit(runner: ModelRunner, gamma: int) -> list[int]:
     slots = runner.token_to_kv_pool_allocator.available_size()
-    requests = runner.req_to_token_pool.size
-    return [size for size in SIZES if size <= requests and size * (_CONTEXT + gamma + 1) < slots]
+    requests, longest = runner.req_to_token_pool.size, seeding.CONTEXT + min(seeding.GAMMA, gamma_max) + 1
+    sizes = [size for size in seeding.SIZES if size <= requests and size * longest < slots]
+    return seeding.time_forwards(measure, sizes, gamma_max, seconds)
 
 
 @contextmanager
@@ -68,30 +51,19 @@ def _borrowed_rows(runner: ModelRunner, size: int, length: int) -> Iterator[torc
         table[:size, :length] = before
 
 
-def _timed(runner: ModelRunner, drafter: WrappedDrafter, chain: forward.Chain, gamma: int) -> Iterator[Timing]:
-    size = len(chain.committed)
-    step = Step(size, size * _CONTEXT)
-    tokens = torch.zeros((size, gamma + 1), dtype=torch.int64, device=chain.committed.device)
-
-    def plain() -> None:
+def _seconds(runner: ModelRunner, drafter: WrappedDrafter, chain: forward.Chain, kind: str) -> float:
+    """Of one forward over this chain."""
+    device = chain.committed.device
+    tokens = torch.zeros_like(chain.slots)
+    wait = torch.get_device_module(device).synchronize if device.type != "cpu" else lambda: None
+    wait()
+    begin = time.perf_counter()
+    if kind == "plain":
         forward.draft_logits(runner, chain, 0, tokens[:, 0])  # the twin is switched off: the policy itself
-
-    def draft() -> None:
+    elif kind == "draft":
         with drafter.draft_pass(chain):
             drafter.logits(chain, 0, tokens[:, 0])
-
-    def verify() -> None:
+    else:
         runner.forward(forward.make_verify_batch(chain, tokens, runner.spec_algorithm))
-
-    for kind, run, drafted in (("plain", plain, 0), ("draft", draft, 0), ("verify", verify, gamma)):
-        run()  # makes what is made at the first call
-        for _ in range(_REPEATS):
-            yield kind, step, drafted, _seconds(run, chain.committed.device)
-
-
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    begin = time.perf_counter()
-    run()
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
+    wait()
     return time.perf_counter() - begin

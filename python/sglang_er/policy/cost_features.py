@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from sglang_er.policy.linear_model import LinearModel, Matrix
@@ -37,6 +38,8 @@ class _Shape(NamedTuple):
     knee: float
 
 
+# In units of level / knee: deviation of the first slope, and of its change from a knot to the next; in levels: a step.
+_SLOPE, _BEND, _STEP = 2.5, 0.5, 0.03
 _TARGET, _DRAFT, _VERIFY_EXTRA = _Shape(1.0, 0.3, 128.0), _Shape(0.35, 0.3, 64.0), _Shape(0.05, 0.1, 64.0)
 
 
@@ -82,18 +85,28 @@ def verify_at(weights: Sequence[float], step: Step, gammas: Iterable[int]) -> li
 
 
 def _walk(shape: _Shape, knots: tuple[int, ...]) -> tuple[list[float], Matrix]:
-    """f(n) = level (1 + (n - 1) / knee), each knot the one before it plus an uncertain step; then the contexts."""
+    """f(n) = level (1 + (n - 1) / knee), as a local linear trend: every knot is the one before it, plus a slope that
+    changes little from knot to knot, plus a step of its own. Then the contexts.
+
+    The slope is what makes the roofline go on behind the last measured knot (Harvey 1989, section 2.3).
+    """
     size = len(knots) + 2
-    mean, covariance = [0.0] * size, [[0.0] * size for _ in range(size)]
-    walked = shape.deviation**2
-    for index, rows in enumerate(knots):
-        mean[index] = shape.level * (1.0 + (rows - 1) / shape.knee)
-        if index:
-            step = shape.level * (rows - knots[index - 1]) / shape.knee
-            walked += (0.03 * shape.level + 1.5 * step) ** 2
-        for other in range(index, len(knots)):
-            covariance[index][other] = covariance[other][index] = walked
-    mean[-2:] = 0.1 * shape.level, 0.02 * shape.level
+    mean = [shape.level * (1.0 + (rows - 1) / shape.knee) for rows in knots]
+    # Loadings on independent causes of variance 1.
+    slope, at = [0.0, _SLOPE * shape.level / shape.knee], [shape.deviation, 0.0]
+    roots = [list(at)]
+    for below, rows in pairwise(knots):
+        at = [value + (rows - below) * share for value, share in zip(at, slope)]
+        at.append(_STEP * shape.level)
+        slope.append(0.0)
+        roots.append(list(at))
+        at.append(0.0)
+        slope.append(_BEND * shape.level / shape.knee)
+    covariance = [[sum(a * b for a, b in zip(one, other)) for other in roots] for one in roots]
+    for row in covariance:
+        row += [0.0, 0.0]
+    covariance += [[0.0] * size, [0.0] * size]
+    mean += [0.1 * shape.level, 0.02 * shape.level]
     covariance[-2][-2], covariance[-1][-1] = (0.3 * shape.level) ** 2, (0.15 * shape.level) ** 2
     return mean, covariance
 

@@ -12,9 +12,10 @@ verify pass costs e(n) + c C + d S more, with few knots for e.
 
     T_step(0) = T_plain(B),   T_step(gamma) = gamma T_draft(B) + T_verify(B (gamma + 1))
 
-The prior knows the shape and next to nothing about the level: f is a random walk over the knots, so that a measurement
-at 8 rows moves the values at 4 and 16 too. Unit of the models is `scale`, what the first plain step says about a step
-of one row. As long as nothing was drafted, draft passes are as much dearer than the prior as plain steps turned out.
+The prior knows the shape and next to nothing about the level: f is a local linear trend over the knots, so that a
+measurement at 8 rows moves the values at 4 and 16 too, and a slope goes on behind the last one. Unit of
+the models is `scale`, what the first plain step says about a step of one row. As long as nothing was drafted, draft
+passes are as much dearer than the prior as plain steps turned out.
 
 Steps that were disturbed are clipped at OUTLIER standard deviations; several in a row on the same side mean that the
 machine has changed, and reopen the model. Times that are no times (nan, 0, negative) are counted and ignored.
@@ -23,8 +24,10 @@ machine has changed, and reopen the model. Times that are no times (nan, 0, nega
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from sglang_er.policy.cost_features import (
     EXTRA_KNOTS,
@@ -48,14 +51,9 @@ _AGE = 0.01
 # A plain step costs at most so much of the verify passes with these draft lengths; more than 1, because both are noisy.
 _BOUND, _BOUNDS = 1.05, (1, 3, 7)
 _REOPEN = 0.3
+# After timing forwards: deviation of a factor on all of them, and share of the prior that is believed again.
+_DOUBT = (0.2, 0.05)
 _LEAST = 0.01  # of a plain step: a line through few points may cross zero
-
-
-class Estimate(NamedTuple):
-    """Seconds and their standard deviation."""
-
-    seconds: float
-    deviation: float
 
 
 KINDS = ("plain", "draft", "verify")
@@ -74,6 +72,7 @@ class CostModel:
         self._told_apart = False  # whether verify passes were ever timed without the draft pass
         self._noise = dict.fromkeys(KINDS, NOISE)
         self._outliers = dict.fromkeys(KINDS, 0)
+        self._seeding = False
 
     @property
     def ready(self) -> bool:
@@ -146,9 +145,12 @@ class CostModel:
     def _learn(self, kind: str, features: Features, value: float) -> None:
         model = self._models[kind]
         predicted = model.predict(features)
-        noise = (self._noise[kind] * max(predicted, 1e-3)) ** 2
-        error = self._clipped(kind, value - predicted, math.sqrt(model.variance(features) + noise))
-        model.update(features, error, noise)
+        if self._seeding:  # nothing else runs: whatever the prior expected, this is what it takes
+            model.update(features, value - predicted, (NOISE * value) ** 2)
+        else:
+            noise = (self._noise[kind] * max(predicted, 1e-3)) ** 2
+            error = self._clipped(kind, value - predicted, math.sqrt(model.variance(features) + noise))
+            model.update(features, error, noise)
         self._count(kind)
 
     def _clipped(self, kind: str, error: float, deviation: float, beside: LinearModel | None = None) -> float:
@@ -171,10 +173,17 @@ class CostModel:
             self._outliers[kind] = 0
         return math.copysign(limit, error)
 
-    def doubt(self) -> None:
-        """Keep the means, and believe as little in them as in the prior."""
-        self._target.relax(1.0)
-        self._draft.relax(1.0)
+    @contextmanager
+    def seeding(self) -> Iterator[None]:
+        """While forwards are timed by themselves. Then a step has more to do than its forwards: the first real ones
+        count for much."""
+        self._seeding = True
+        try:
+            yield
+        finally:
+            self._seeding = False
+            self._target.doubt(*_DOUBT)
+            self._draft.doubt(*_DOUBT)
 
     def _count(self, kind: str) -> None:
         self.observed[kind] += 1
@@ -184,55 +193,63 @@ class CostModel:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def plain(self, step: Step) -> float:
-        """Where all steps draft, plain ones are not measured and may be remembered from a slower time: they are no
-        dearer than a verify pass, which has their rows and more."""
-        return self._plain(step, verify_at(self._target.mean, step, _BOUNDS) if self._told_apart else ())
-
-    def _plain(self, step: Step, verifies: Sequence[float]) -> float:
-        seconds = self._seconds("plain", features_of(step.rows, step))
-        if verifies and self._told_apart:
-            seconds = min(seconds, _BOUND * self.scale * max(min(verifies), _LEAST))
-        return seconds
+        return self._bounded(step)[0]
 
     def draft(self, step: Step) -> float:
-        seconds = self._seconds("draft", features_of(step.rows, step))
+        return max(self._draft_seconds(step), self.scale * _LEAST)
+
+    def _draft_seconds(self, step: Step) -> float:
+        seconds = self.scale * self._draft.predict(features_of(step.rows, step))
         return seconds if self.observed["draft"] else seconds * self._dearer(step)
 
     def verify(self, step: Step, gamma: int) -> float:
-        return self._seconds("verify", verify_features(step, gamma))
+        return max(self.scale * self._target.predict(verify_features(step, gamma)), self._bounded(step)[1])
+
+    def _bounded(self, step: Step) -> tuple[float, float]:
+        """Seconds of a plain step, and the least of a verify pass, which has its rows and more.
+
+        Where every step drafts, plain ones are not measured and may be remembered from a slower time; where none does,
+        a trend may have taken verify passes below them. If the two disagree, the better known one is believed.
+        """
+        features = features_of(step.rows, step)
+        plain = max(self._target.predict(features), _LEAST)
+        verifies = verify_at(self._target.mean, step, _BOUNDS)
+        low = max(min(verifies), _LEAST)
+        if plain > _BOUND * low and self._told_apart:
+            cheapest = verify_features(step, _BOUNDS[verifies.index(min(verifies))])
+            if self._target.variance(cheapest) < self._target.variance(features):
+                plain = _BOUND * low
+        return self.scale * plain, self.scale * plain / _BOUND
 
     def step(self, step: Step, gamma: int, drafting: int | None = None) -> float:
         """Seconds of a step; `drafting`: rows that draft, all without it."""
-        if gamma == 0:
-            return self.plain(step)
-        rows = step.rows if drafting is None else drafting
-        return gamma * self.draft(step._replace(rows=rows)) + self.verify(step, gamma)
+        return self.curve(step, gamma, step.rows if drafting is None else drafting)[gamma]
 
     def curve(self, step: Step, limit: int, drafting: int) -> list[float]:
-        """Seconds of a step for the draft lengths 0..limit, as `step` has them one by one."""
-        if limit < 1:
-            return [self.plain(step)]
-        verifies = verify_at(self._target.mean, step, range(1, limit + 1))
-        reached = limit >= max(_BOUNDS)
-        seconds = [self._plain(step, [verifies[gamma - 1] for gamma in _BOUNDS]) if reached else self.plain(step)]
-        draft, scale = self.draft(step._replace(rows=drafting)), self.scale
-        for gamma, verify in enumerate(verifies, 1):
-            seconds.append(gamma * draft + scale * max(verify, _LEAST))
+        """Seconds of a step for the draft lengths 0..limit."""
+        plain, least = self._bounded(step)
+        draft, seconds = self._draft_seconds(step._replace(rows=drafting)), [plain]
+        if self._told_apart:
+            draft = max(draft, self.scale * _LEAST)
+        for gamma, verify in enumerate(verify_at(self._target.mean, step, range(1, limit + 1)), 1):
+            if self._told_apart:
+                seconds.append(gamma * draft + max(self.scale * verify, least))
+            else:  # their sum is known, and more rows or another draft may be what a longer one costs
+                seconds.append(max(gamma * draft + self.scale * verify, least))
         return seconds
 
-    def estimate(self, step: Step, gamma: int, drafting: int | None = None) -> Estimate:
-        """As `step`, with the deviation that comes from not knowing the models' weights."""
-        seconds = self.step(step, gamma, drafting)
-        if gamma == 0:
-            variance = self._target.variance(features_of(step.rows, step))
-        else:
-            rows = step.rows if drafting is None else drafting
-            variance = gamma**2 * self._draft.variance(features_of(rows, step))
-            variance += self._target.variance(verify_features(step, gamma))
-        return Estimate(seconds, self.scale * math.sqrt(variance))
-
-    def _seconds(self, kind: str, features: Features) -> float:
-        return self.scale * max(self._models[kind].predict(features), _LEAST)
+    def deviation(self, step: Step, gamma: int, other: int, drafting: int) -> float:
+        """How far the seconds of a step with `gamma` drafts may be from what they are believed to be, given those with
+        `other`: what both are wrong about alike, as a pace of the whole machine, tells them not apart."""
+        ratio = self.step(step, gamma, drafting) / self.step(step, other, drafting)
+        target, passes = defaultdict[int, float](float), gamma - ratio * other
+        for drafts, share in ((gamma, 1.0), (other, -ratio)):
+            for index, value in verify_features(step, drafts) if drafts else features_of(step.rows, step):
+                target[index] += share * value
+        variance = self._target.variance(list(target.items()))
+        if passes:
+            variance += passes**2 * self._draft.variance(features_of(drafting, step))
+        return self.scale * math.sqrt(variance)
 
     # -- keeping -------------------------------------------------------------------------------------------------
 
@@ -272,16 +289,3 @@ class CostModel:
             "noise": {kind: round(noise, 4) for kind, noise in self._noise.items()},
             "ignored": self.ignored,
         }
-
-
-def seed(model: CostModel, timings: Iterable[tuple[str, Step, int, float]]) -> None:
-    """Timings (kind, step, gamma, seconds) of a start-up or calibration run, plain steps first."""
-    for kind, step, gamma, seconds in sorted(timings, key=lambda timing: timing[0] != "plain"):
-        if kind == "plain":
-            model.observe_plain(step, seconds)
-        elif kind == "draft":
-            model.observe_draft(step, seconds)
-        else:
-            model.observe_verify(step, gamma, seconds)
-    # A step has more to do than its forwards; the first real ones count for much.
-    model.doubt()

@@ -3,7 +3,7 @@
     gamma* = argmax over 0..limit of  sum over requests of E[tokens | gamma]  /  T_step(gamma)
 
 Costs come from `cost_model`, expectations from `acceptance`. What was never tried is known badly, so a small share of
-the time (PROBE_SHARE) goes into steps with another draft length, plain decode among them, but only where that could be
+the time (probes.SHARE) goes into steps with another draft length, plain decode among them, but only where that could be
 the better one: its rate at two standard deviations in its favour is above the best one's. Evidence ages, so that a
 verdict is looked at again whatever it was: no state is final.
 """
@@ -14,18 +14,16 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from sglang_er.policy import probes
 from sglang_er.policy.acceptance import TRACKED_ROWS, AcceptanceTracker
 from sglang_er.policy.base import StepOutcome, StepState
 from sglang_er.policy.cost_features import Step
 from sglang_er.policy.cost_model import CostModel
 from sglang_er.policy.early_stop import EarlyStop, Plan
 from sglang_er.policy.guard import Guard
+from sglang_er.policy.probes import PlainChecks, Probe, ProbeBudget
 
 Objective = Literal["tokens", "makespan"]
-PROBE_SHARE = 0.004
-# Plain steps whose share probing may spend at the start, when nothing is known, and have saved up later on.
-_FIRST_BUDGET = 750.0
-_MOST_BUDGET = 1500.0
 _PROBE_EVERY = 4
 _DEVIATIONS = 2.0
 # Makespan: the requests that lose their chain most often are the last to end.
@@ -42,7 +40,7 @@ class GoodputPolicy:
         objective: Objective = "tokens",
         cost: CostModel | None = None,
         hysteresis: float = 0.0,
-        probe_share: float = PROBE_SHARE,
+        probe_share: float = probes.SHARE,
     ) -> None:
         self.cost = CostModel() if cost is None else cost
         self.tracker = AcceptanceTracker(gamma_max)
@@ -51,12 +49,12 @@ class GoodputPolicy:
         self.stops_early = False  # whether somebody asks `goes_on`
         self.objective: Objective = objective
         self._gamma_max = gamma_max
-        self._hysteresis, self._probe_share = hysteresis, probe_share
-        self._budget = 0.0
+        self._hysteresis = hysteresis
+        self.budget, self.checks = ProbeBudget(probe_share), PlainChecks()
         self._last = 0
         # How many tokens the step that was chosen last may draft, as long as `goes_on`.
         self.reach = 0
-        self._steps = self._probes = self._switches = 0
+        self._steps = self._switches = 0
         self._predicted = self._measured = 0.0
 
     # -- before a step -------------------------------------------------------------------------------------------
@@ -67,6 +65,8 @@ class GoodputPolicy:
         self.early_stop.begin(None)
         if state.speculative_rows == 0 or limit <= 0 or not self.cost.ready:
             return 0
+        if self._steps == 0:
+            self.budget.begin(self.cost.scale)
         self._steps += 1
         step = Step(state.batch_size, state.context_tokens)
         tokens = self._tokens(state, limit)
@@ -75,11 +75,17 @@ class GoodputPolicy:
         best = rates.index(max(rates)) if self.guard.allows() else 0
         if self._last <= limit and self.guard.allows() and rates[best] <= rates[self._last] * (1.0 + self._hysteresis):
             best = self._last
-        if self._budget > 0.0 and self._steps % _PROBE_EVERY == 0:
+        probe = None
+        if best and self.checks.due(state.batch_size, rates[best] / rates[0]):
+            probe = 0
+            self.checks.plain(state.batch_size)
+        elif self.budget.seconds > 0.0 and self._steps % _PROBE_EVERY == 0:
             probe = self._worth_probing(state, step, limit, seconds, rates, best)
-            if probe is not None:
-                self.reach = probe
-                return probe
+        if probe is not None:
+            worth = seconds[probe] * rates[probe] / rates[best]
+            self.budget.pay(Probe(state.batch_size, probe, max(0.0, seconds[probe] - worth), worth))
+            self.reach = probe
+            return probe
         self._switches += best != self._last
         self._last = self.reach = best
         if best and self.stops_early and state.speculative_rows <= TRACKED_ROWS and self.objective == "tokens":
@@ -106,21 +112,18 @@ class GoodputPolicy:
         self, state: StepState, step: Step, limit: int, seconds: list[float], rates: list[float], best: int
     ) -> int | None:
         """Another draft length that may be better than the best known one and that the budget can pay."""
-        promise, chosen, price = rates[best], None, 0.0
+        promise, chosen = rates[best], None
         hoped = self.tracker.hoped(limit, _DEVIATIONS)
         expected = self.tracker.tokens(limit, 1)
         for gamma in range(limit + 1):
             cost = seconds[gamma] * max(0.0, 1.0 - rates[gamma] / rates[best])
-            if gamma == best or cost > self._budget:
+            if gamma == best or cost > self.budget.seconds:
                 continue
-            estimate = self.cost.estimate(step, gamma, state.speculative_rows)
-            least = max(estimate.seconds - _DEVIATIONS * estimate.deviation, 0.2 * estimate.seconds)
+            deviation = self.cost.deviation(step, gamma, best, state.speculative_rows)
+            least = max(seconds[gamma] - _DEVIATIONS * deviation, 0.2 * seconds[gamma])
             rate = rates[gamma] * seconds[gamma] * hoped[gamma] / expected[gamma] / least
             if rate > promise:
-                promise, chosen, price = rate, gamma, cost
-        if chosen is not None:
-            self._budget -= price
-            self._probes += 1
+                promise, chosen = rate, gamma
         return chosen
 
     # -- after it ------------------------------------------------------------------------------------------------
@@ -128,11 +131,14 @@ class GoodputPolicy:
     def observe(self, outcome: StepOutcome) -> None:
         state, gamma = outcome.state, outcome.gamma
         step = Step(state.batch_size, state.context_tokens)
+        self.budget.settle(state.batch_size, gamma, outcome.seconds)
         if gamma == 0:
+            self.checks.plain(state.batch_size)
             self.cost.observe_plain(step, outcome.seconds)
             self.tracker.idle(state.speculative_rows)
             self.guard.passed()
         else:
+            self.checks.drafted(state.batch_size)
             drafting = step._replace(rows=state.speculative_rows)
             predicted = self.cost.step(step, gamma, state.speculative_rows) if self.cost.ready else math.nan
             self.cost.observe_speculative(drafting, step, gamma, outcome.seconds, outcome.draft_seconds)
@@ -145,14 +151,7 @@ class GoodputPolicy:
                 self._predicted += predicted if math.isfinite(predicted) else outcome.seconds
                 self._measured += outcome.seconds
         if self.cost.ready:
-            self._earn(outcome.seconds)
-
-    def _earn(self, seconds: float) -> None:
-        if self._steps == 0 and self._budget == 0.0:
-            self._budget = _FIRST_BUDGET * self._probe_share * self.cost.scale
-        if math.isfinite(seconds) and seconds > 0.0:
-            most = _MOST_BUDGET * self._probe_share * self.cost.scale
-            self._budget = min(self._budget + self._probe_share * seconds, most)
+            self.budget.earn(outcome.seconds, self.cost.scale)
 
     def weights_changed(self) -> None:
         self.tracker.weights_changed()
@@ -164,7 +163,7 @@ class GoodputPolicy:
             "objective": self.objective,
             "gamma": self._last,
             "switches": self._switches,
-            "probes": self._probes,
+            "probes": self.budget.probes,
             "predicted_seconds": round(self._predicted, 4),
             "measured_seconds": round(self._measured, 4),
             "acceptance": self.tracker.describe(),

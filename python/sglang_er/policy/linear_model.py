@@ -78,6 +78,14 @@ class LinearModel:
             for row, prior_row in zip(self.triangle, self._prior)
         ]
 
+    def doubt(self, factor: float, share: float) -> None:
+        """As `relax`, and all weights may be wrong by one common factor, with this deviation from 1."""
+        self.relax(share)
+        self.triangle = [
+            [entry + factor**2 * one * other for entry, other in zip(row, self.mean)]
+            for row, one in zip(self.triangle, self.mean)
+        ]
+
     def age(self, share: float, level: float) -> None:
         """As `relax`, and the mean goes as far back, towards `level` times the prior's."""
         kept = 1.0 - share

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sglang_er.config import DEFAULT_THRESHOLDS
-from sglang_er.policy import Policy, StepOutcome, StepState
+from sglang_er.policy import GoodputPolicy, Policy, StepOutcome, StepState, seeding
 from sglang_er.policy.fixed import FixedPolicy
+from sglang_er.policy.goodput import Objective
 from sglang_er.policy.paper import LADDER, RAMP, PaperPolicy, Roofline
 from sglang_er.policy.threshold import ThresholdPolicy
 from sglang_er.rollout.costs import StepTable
 from sglang_er.rollout.simulate import Truth
 
 NAMES = "ar, fixed:G, threshold, paper, goodput, goodput:makespan, oracle"
-# What the engine times at start-up: these batch sizes, this draft length, so often.
-SEED_SIZES, SEED_GAMMA, SEED_CONTEXT, SEED_REPEATS = (1, 4, 16, 64), 3, 64, 2
+# What the engine's start-up may take (`seed_seconds`).
+SEED_SECONDS = 3.0
 SEED_NOISE = 0.02
 
 
@@ -68,7 +67,7 @@ def make(name: str, options: PolicyOptions, truth: Truth) -> Policy:
     if kind == "fixed" and value:
         return FixedPolicy(_fixed_gamma(name, value, options.gamma_max))
     if kind == "goodput" and value in ("", "tokens", "makespan"):
-        return _goodput(value or "tokens", options)
+        return _goodput("makespan" if value == "makespan" else "tokens", options)
     if value:
         raise ValueError(f"--policy {name}: must be one of {NAMES}")
     if name == "ar":
@@ -95,28 +94,25 @@ def _paper(options: PolicyOptions) -> PaperPolicy:
     return PaperPolicy(options.roofline, options.paper_gamma, ladder, options.paper_ramp)
 
 
-def _goodput(objective: str, options: PolicyOptions) -> Policy:
-    try:
-        goodput = importlib.import_module("sglang_er.policy.goodput")
-        cost_model = importlib.import_module("sglang_er.policy.cost_model")
-    except ModuleNotFoundError:
-        raise ValueError("--policy goodput: this version of sglang_er has no such policy") from None
-    policy: Policy = goodput.GoodputPolicy(options.gamma_max, objective)
+def _goodput(objective: Objective, options: PolicyOptions) -> Policy:
+    policy = GoodputPolicy(options.gamma_max, objective)
     if options.seed_from is not None:
-        cost_model.seed(policy.cost, _timings(options, cost_model.Step))  # type: ignore[attr-defined]
+        seeding.seed(policy.cost, _timings(options, options.seed_from))
     return policy
 
 
-def _timings(options: PolicyOptions, step: Any) -> Iterator[tuple[str, Any, int, float]]:
-    """(kind, step, gamma, seconds) of single forwards, with the noise of a clock and the error of the start-up."""
-    table = options.seed_from
-    assert table is not None
+def _timings(options: PolicyOptions, table: StepTable) -> list[seeding.Timing]:
+    """Those of the start-up, with the noise of a clock and the error of the start-up."""
     rng = np.random.default_rng(5)
-    gamma = min(SEED_GAMMA, table.gamma_max)
-    for size in (size for size in SEED_SIZES if size <= table.costs.batch_max):
-        cycle = table.at(size, SEED_CONTEXT)
-        forwards = [("plain", 0, cycle.seconds[0]), ("draft", 0, options.seed_error * cycle.draft)]
-        forwards.append(("verify", gamma, cycle.seconds[gamma] - gamma * cycle.draft))
-        for kind, drafted, seconds in forwards * SEED_REPEATS if gamma else forwards[:1]:
-            noisy = seconds * float(np.exp(rng.normal(0.0, SEED_NOISE)))
-            yield kind, step(size, size * SEED_CONTEXT), drafted, noisy
+
+    def measure(kind: str, size: int, gamma: int) -> float:
+        cycle = table.at(size, seeding.CONTEXT)
+        forwards = {
+            "plain": cycle.seconds[0],
+            "draft": options.seed_error * cycle.draft,
+            "verify": cycle.seconds[gamma] - gamma * cycle.draft,
+        }
+        return forwards[kind] * float(np.exp(rng.normal(0.0, SEED_NOISE)))
+
+    sizes = [size for size in seeding.SIZES if size <= table.costs.batch_max]
+    return seeding.time_forwards(measure, sizes, table.gamma_max, SEED_SECONDS)

@@ -15,6 +15,7 @@ from support.properties import examples
 
 from sglang_er.policy import GoodputPolicy, StepOutcome, StepState
 from sglang_er.policy.cost_features import Step
+from sglang_er.policy.probes import ProbeBudget
 
 ROWS = st.sampled_from([1, 2, 5, 12, 24, 64])
 KNOWLEDGE = st.tuples(
@@ -32,7 +33,8 @@ def informed(knowledge: tuple[float, float, list[tuple[int, int]], bool], **opti
     engine = Engine(policy, alpha=alpha, draft=draft, named=named)
     for rows, steps in batches:
         engine.run(rows, steps)
-    policy._budget, policy._probe_share = 0.0, 0.0
+    policy.budget = ProbeBudget(0.0)
+    policy.checks.due = lambda *_: False  # type: ignore[method-assign]
     return policy
 
 
@@ -169,14 +171,15 @@ def test_whatever_happened_it_describes_itself_in_finite_plain_json(outcomes):
 def test_a_time_that_is_none_moves_no_money(knowledge, bad, gamma, rows):
     """Costs, guard's sums and budget stay; acceptance, which was counted and not timed, is learnt."""
     policy = informed(knowledge)
-    policy._probe_share, policy._budget = 0.004, 0.001
+    policy.budget = ProbeBudget(0.004)
+    policy.budget.begin(1e-3)
     before, ignored = copy.deepcopy(policy), policy.cost.ignored
     policy.observe(StepOutcome(StepState(rows, rows * 300, GAMMA_MAX, rows), gamma, [1] * rows, bad, bad))
     assert policy.cost.ignored == ignored + 1
     step = Step(rows, rows * 300)
     if policy.cost.ready:
         assert policy.cost.curve(step, GAMMA_MAX, rows) == before.cost.curve(step, GAMMA_MAX, rows)
-    assert policy._budget == before._budget
+    assert policy.budget.seconds == before.budget.seconds
     for name in ("predicted_seconds", "measured_seconds"):
         assert policy.describe()[name] == before.describe()[name]
     assert policy.guard.seconds_saved == before.guard.seconds_saved

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_er.policy import cost_model
+from sglang_er.policy import seeding
 from sglang_er.policy.cost_features import Step
 from sglang_er.policy.cost_model import CostModel
 from sglang_er.policy.linear_model import LinearModel
@@ -63,8 +63,8 @@ def test_uncertainty_falls_with_evidence_and_is_larger_where_nothing_was_seen():
         each.observe_plain(Step(8, 4000), 0.01)
     for _ in range(50):
         model.observe_speculative(Step(8, 4000), Step(8, 4000), 3, 0.03, 0.012)
-    assert model.estimate(Step(8, 4000), 3).deviation < 0.3 * fresh.estimate(Step(8, 4000), 3).deviation
-    assert model.estimate(Step(8, 4000), 3).deviation < model.estimate(Step(64, 32000), 7).deviation
+    assert model.deviation(Step(8, 4000), 3, 0, 8) < 0.3 * fresh.deviation(Step(8, 4000), 3, 0, 8)
+    assert model.deviation(Step(8, 4000), 3, 0, 8) < model.deviation(Step(64, 32000), 7, 0, 64)
 
 
 def test_a_measurement_at_one_size_moves_its_neighbours():
@@ -133,7 +133,7 @@ def test_answers_are_finite_and_positive_whatever_was_observed(steps):
     for rows in (1, 7, 5000):
         for seconds in model.curve(Step(rows, rows * 100), 7, rows):
             assert math.isfinite(seconds) and seconds > 0
-        assert math.isfinite(model.estimate(Step(rows, rows * 100), 3).deviation)
+        assert math.isfinite(model.deviation(Step(rows, rows * 100), 3, 0, rows))
 
 
 def test_memory_does_not_grow():
@@ -148,7 +148,7 @@ def test_a_saved_model_answers_the_same_and_is_uncertain_again():
     kept = CostModel.from_json(json.loads(json.dumps(model.to_json())))
     step = Step(4, 2000)
     assert kept.curve(step, 7, 4) == pytest.approx(model.curve(step, 7, 4))
-    assert kept.estimate(step, 3).deviation > model.estimate(step, 3).deviation
+    assert kept.deviation(step, 3, 0, step.rows) > model.deviation(step, 3, 0, step.rows)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_damaged_file_is_refused(damage: Callable[[dict], object]):
 def test_seeds_come_in_any_order():
     model = CostModel()
     step = Step(1, 100)
-    cost_model.seed(model, [("verify", step, 3, 0.011), ("draft", step, 0, 0.004), ("plain", step, 0, 0.01)])
+    seeding.seed(model, [("verify", step, 3, 0.011), ("draft", step, 0, 0.004), ("plain", step, 0, 0.01)])
     assert model.ready and model.observed == {"plain": 1, "draft": 1, "verify": 1}
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.properties import examples
 
-from sglang_er.policy import cost_model
+from sglang_er.policy import seeding
 from sglang_er.policy.cost_features import Step
 from sglang_er.policy.cost_model import CostModel
 from sglang_er.policy.linear_model import LinearModel
@@ -87,9 +87,12 @@ def test_a_curve_says_what_every_step_of_it_says(sizes, steps, rows, context, dr
     drafting = min(max(drafting, 1), rows)
     curve = model.curve(step, 7, drafting)
     assert curve == pytest.approx([model.step(step, gamma, drafting) for gamma in range(8)], rel=1e-9)
-    estimates = [model.estimate(step, gamma, drafting) for gamma in range(8)]
-    assert [estimate.seconds for estimate in estimates] == pytest.approx(curve, rel=1e-9)
-    assert all(estimate.deviation > 0 for estimate in estimates)
+    if model.observed["verify"] and split:  # the parts are known
+        draft = model.draft(step._replace(rows=drafting))
+        parts = [gamma * draft + model.verify(step, gamma) for gamma in range(1, 8)]
+        assert curve == pytest.approx([model.plain(step), *parts], rel=1e-9)
+    assert all(seconds >= curve[0] / 1.05 * (1 - 1e-9) for seconds in curve)
+    assert all(model.deviation(step, gamma, 0, drafting) > 0 for gamma in range(1, 8))
     for limit in (0, 1, 5):
         assert model.curve(step, limit, drafting) == pytest.approx(curve[: limit + 1], rel=1e-9)
 
@@ -102,7 +105,7 @@ def test_the_unit_of_time_does_not_matter(sizes, steps, factor, split):
     scaled = taught(Machine(pace=factor), sizes, steps, split=split)
     for step in (Step(1, 100), Step(7, 9000), Step(90, 200_000)):
         assert scaled.curve(step, 7, step.rows) == [factor * seconds for seconds in model.curve(step, 7, step.rows)]
-        assert scaled.estimate(step, 3).deviation == factor * model.estimate(step, 3).deviation
+        assert scaled.deviation(step, 3, 0, step.rows) == factor * model.deviation(step, 3, 0, step.rows)
 
 
 @examples(40)
@@ -135,7 +138,7 @@ def test_a_wrong_seed_of_the_draft_pass_is_forgotten_within_thirty_steps(error, 
         step = Step(rows, rows * 64)
         timings += [("plain", step, 0, wrong.plain(step)), ("draft", step, 0, wrong.draft(step))]
         timings += [("verify", step, 3, wrong.verify(step, 3))]
-    cost_model.seed(model, timings)
+    seeding.seed(model, timings)
     for index in range(30):
         rows = sizes[index % len(sizes)]
         machine.tell(model, Step(rows, rows * 700), gamma, rng)

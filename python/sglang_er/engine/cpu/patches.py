@@ -6,6 +6,7 @@ Each replacement has the contract of the original. Registered through SGLang's H
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -30,9 +31,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Decode and verify sizes. Prefill keeps torch's product, though ours measured faster up to 512 rows (docs/kernels.md):
-# larger ones are not measured.
+# Decode and verify sizes. Prefill keeps torch's product where that has AVX-512, though ours measured faster up to 512
+# rows (docs/kernels.md); without AVX-512 torch multiplies bf16 five times as slowly as we do, at any size.
 MAX_STREAMED_ROWS = 64
+
+
+@functools.cache
+def torch_streams_bf16() -> bool:
+    """Whether torch has a fast bf16 product on this machine."""
+    return str(torch.backends.cpu.get_cpu_capability()) != "AVX2"
 
 
 def register() -> None:
@@ -102,8 +109,11 @@ def apply_linear(
     x: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A linear layer of few tokens streams its weight; torch's bf16 linear does that at half of memory's speed."""
-    if not executor.own_kernels or x.dim() != 2 or x.shape[0] > MAX_STREAMED_ROWS or layer.weight.dim() != 2:
+    """A linear layer of few tokens streams its weight; torch's bf16 linear does that at half of memory's speed, or a
+    fifth of the arithmetic's."""
+    if not executor.own_kernels or x.dim() != 2 or layer.weight.dim() != 2:
+        return original(method, layer, x, bias)
+    if x.shape[0] > MAX_STREAMED_ROWS and (layer.weight.dtype != torch.bfloat16 or torch_streams_bf16()):
         return original(method, layer, x, bias)
     return kernels.bf16_linear(x, layer.weight.data, bias)
 
