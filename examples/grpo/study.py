@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -59,11 +59,11 @@ class Study:
         with running_server(model, choose_port(None), log, flags) as server:
             yield server
 
-    def runs(self, seeds: Sequence[int], steps: int) -> dict[str, Any]:
+    def runs(self, seeds: Sequence[int], steps: int, arms: Iterable[str] = ARMS) -> dict[str, Any]:
         """Finished runs are left alone, an interrupted one goes on. Seeds outermost: a slow hour hits every arm."""
         with self.server("runs", "tiny", SERVER_FLAGS) as server:
             for seed in seeds:
-                for arm in ARMS:
+                for arm in arms:
                     folder = self.out / "runs" / f"{arm}_{seed}"
                     self.say.note(f"run {folder.name}")
                     settings = Settings(arm=arm, seed=seed, steps=steps)
@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="of the runs; a report needs all")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=fixed_policy.PROMPTS, help="of the fixed-policy test")
     parser.add_argument("--samples", type=int, default=fixed_policy.SAMPLES, help="to each prompt, on either side")
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = Study(args.out, say)
     try:
         if "runs" in args.stages:
-            study.keep("runs", lambda: study.runs(args.seeds, args.steps))
+            study.keep("runs", lambda: study.runs(args.seeds, args.steps, args.arms))
         if "test" in args.stages:
             study.keep("fixed_policy", lambda: study.test(args.prompts, args.samples))
         if "timing" in args.stages:
