@@ -75,10 +75,17 @@ def add_routes(http_server: Any) -> None:
             {"engines": [(state["last_command"] or {}).get("requantized") for state in found]}
         )
 
+    # 0.5.15 has it and answers 404, "deprecated"; the first route of a path is the one that is asked.
+    stock = [route for route in app.routes if getattr(route, "path", None) == "/get_weight_version"]
+    for route in stock:
+        app.routes.remove(route)
+
     @app.get("/get_weight_version")
-    async def get_weight_version() -> JSONResponse:
+    async def get_weight_version() -> Any:
         """The version that the last update named: slime's servers have this endpoint, stock SGLang only /model_info."""
         if not rl_compat_http.active("weight_version"):
+            if stock:
+                return await stock[0].endpoint()
             return JSONResponse({"detail": "Not Found"}, status_code=404)
         rl_compat_http.say_once("weight_version", "GET /get_weight_version is answered")
         version = compat.adapter().weight_version(http_server._global_state.tokenizer_manager)

@@ -58,6 +58,8 @@ def register() -> None:
     }
     for target, function in replace.items():
         HookRegistry.register(target, function, HookType.REPLACE)
+    if not torch.accelerator.is_available():
+        HookRegistry.register("torch.get_device_module", get_device_module, HookType.AROUND)
     runner = "sglang.srt.model_executor.model_runner.ModelRunner"
     HookRegistry.register(f"{runner}.load_model", install_executor, HookType.AFTER)
     unquantized = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod"
@@ -69,6 +71,12 @@ def register() -> None:
     HookRegistry.register(adapter.last_slot, get_last_loc, HookType.AROUND)
     if adapter.bind_threads is not None:
         HookRegistry.register(adapter.bind_threads, init_threads_binding, HookType.AROUND)
+
+
+def get_device_module(original: Callable[..., Any], device: Any = None) -> Any:
+    """A torch built for CUDA names torch.cuda where there is no GPU either, whose `synchronize` ends the scheduler when
+    memory is released."""
+    return torch.cpu if device is None else original(device)
 
 
 def assign_req_to_token_pool(
