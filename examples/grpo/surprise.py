@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from grpo.rollout import NativeSampler, Policy, Rollout, roll_out
 from grpo.run import SERVER_FLAGS, draw_prompts
 from grpo.settings import DRAFT, PLAIN, REMADE, Settings
-from grpo.trainer import micro_batches
+from grpo.trainer import micro_batches, padded
 from sglang_er.models.evaluate import load_model
 from sglang_er.rollout.launcher import choose_port, running_server
 from sglang_er.rollout.progress import Progress
@@ -58,14 +58,12 @@ def scored(model: torch.nn.Module, rollouts: Sequence[Rollout]) -> Iterator[tupl
     """(index, log p of the response's tokens [N], log p of all tokens [N, V]) of each rollout."""
     for indices in micro_batches(rollouts, range(len(rollouts))):
         batch = [rollouts[index] for index in indices]
-        ids = torch.zeros(len(batch), max(len(one.prompt_ids) + len(one.ids) for one in batch), dtype=torch.int64)
-        for row, one in enumerate(batch):
-            ids[row, : len(one.prompt_ids) + len(one.ids)] = torch.tensor(one.prompt_ids + one.ids)
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        for row, one in enumerate(batch):
-            first, count = len(one.prompt_ids) - 1, len(one.ids)
-            logp = model.lm_head(hidden[row, first : first + count]).float().log_softmax(-1)
-            yield indices[row], logp.gather(1, torch.tensor(one.ids)[:, None]).squeeze(1), logp
+        ids, wanted = padded(batch)
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][wanted]
+        logp = model.lm_head(hidden).float().log_softmax(-1)
+        chosen = logp.gather(1, ids[:, 1:][wanted][:, None]).squeeze(1)
+        counts = [len(one.ids) for one in batch]
+        yield from zip(indices, chosen.split(counts), logp.split(counts))
 
 
 def add(found: Surprise, model: torch.nn.Module, rollouts: Sequence[Rollout], samples: int) -> None:

@@ -121,13 +121,7 @@ class Trainer:
 
     def _forward(self, batch: Sequence[Rollout], seen: _Seen | None) -> torch.Tensor:
         """Logprobs [N] of the response tokens of a padded batch, rollout after rollout; adds to `seen`."""
-        width = max(len(one.prompt_ids) + len(one.ids) for one in batch)
-        ids = torch.zeros(len(batch), width, dtype=torch.int64)
-        wanted = torch.zeros(len(batch), width - 1, dtype=torch.bool)
-        for row, one in enumerate(batch):
-            start, stop = len(one.prompt_ids), len(one.prompt_ids) + len(one.ids)
-            ids[row, :stop] = torch.tensor(one.prompt_ids + one.ids)
-            wanted[row, start - 1 : stop - 1] = True
+        ids, wanted = padded(batch)
         # Padded on the right and causal: no row sees its padding, so no mask is needed.
         hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][wanted]
         logp = self.model.lm_head(hidden).float().log_softmax(-1)
@@ -137,6 +131,19 @@ class Trainer:
             seen.own.append(chosen.detach())
             seen.entropy.append(-(logp.detach().exp() * logp.detach()).sum(-1))
         return chosen
+
+
+def padded(batch: Sequence[Rollout]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids int64 [rows, width], padded on the right, and a mask [rows, width - 1] of what comes before each response
+    token: the hidden states there give its distribution."""
+    width = max(len(one.prompt_ids) + len(one.ids) for one in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.int64)
+    wanted = torch.zeros(len(batch), width - 1, dtype=torch.bool)
+    for row, one in enumerate(batch):
+        start, stop = len(one.prompt_ids), len(one.prompt_ids) + len(one.ids)
+        ids[row, :stop] = torch.tensor(one.prompt_ids + one.ids)
+        wanted[row, start - 1 : stop - 1] = True
+    return ids, wanted
 
 
 def _sampled(batch: Sequence[Rollout]) -> torch.Tensor:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -238,10 +238,14 @@ class CostModel:
                 seconds.append(max(gamma * draft + self.scale * verify, least))
         return seconds
 
-    def deviation(self, step: Step, gamma: int, other: int, drafting: int) -> float:
+    def deviation(
+        self, step: Step, gamma: int, other: int, drafting: int, seconds: Sequence[float] | None = None
+    ) -> float:
         """How far the seconds of a step with `gamma` drafts may be from what they are believed to be, given those with
-        `other`: what both are wrong about alike, as a pace of the whole machine, tells them not apart."""
-        ratio = self.step(step, gamma, drafting) / self.step(step, other, drafting)
+        `other`: what both are wrong about alike, as a pace of the whole machine, tells them not apart. `seconds`: the
+        step's curve, where the caller has it."""
+        seconds = seconds or self.curve(step, max(gamma, other), drafting)
+        ratio = seconds[gamma] / seconds[other]
         target, passes = defaultdict[int, float](float), gamma - ratio * other
         for drafts, share in ((gamma, 1.0), (other, -ratio)):
             for index, value in verify_features(step, drafts) if drafts else features_of(step.rows, step):

@@ -119,7 +119,7 @@ class GoodputPolicy:
             cost = seconds[gamma] * max(0.0, 1.0 - rates[gamma] / rates[best])
             if gamma == best or cost > self.budget.seconds:
                 continue
-            deviation = self.cost.deviation(step, gamma, best, state.speculative_rows)
+            deviation = self.cost.deviation(step, gamma, best, state.speculative_rows, seconds)
             least = max(seconds[gamma] - _DEVIATIONS * deviation, 0.2 * seconds[gamma])
             rate = rates[gamma] * seconds[gamma] * hoped[gamma] / expected[gamma] / least
             if rate > promise:

@@ -17,7 +17,6 @@ class Machine:
     def __init__(self, knee: float, plain: float) -> None:
         self.knee, self.plain = knee, plain
         self.rng = random.Random(0)
-        self.asked: list[tuple[str, int, int]] = []
         self.spent = 0.0
 
     def seconds(self, kind: str, size: int, gamma: int) -> float:
@@ -25,7 +24,6 @@ class Machine:
         return share * self.plain * max(1.0, size * (gamma + 1) / self.knee)
 
     def measure(self, kind: str, size: int, gamma: int) -> float:
-        self.asked.append((kind, size, gamma))
         found = self.seconds(kind, size, gamma) * self.rng.gauss(1.0, 0.02)
         self.spent += found
         return found
