@@ -78,7 +78,7 @@ class GoodputPolicy:
         probe = None
         if best and self.checks.due(state.batch_size, rates[best] / rates[0]):
             probe = 0
-            self.checks.plain(state.batch_size)
+            self.checks.spend(state.batch_size)
         elif self.budget.seconds > 0.0 and self._steps % _PROBE_EVERY == 0:
             probe = self._worth_probing(state, step, limit, seconds, rates, best)
         if probe is not None:

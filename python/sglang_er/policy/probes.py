@@ -73,7 +73,12 @@ class PlainChecks:
         since, interval = self._classes.get(batch_size.bit_length(), (0, self.FIRST))
         self._classes[batch_size.bit_length()] = since + 1, interval
 
+    def spend(self, batch_size: int) -> None:
+        """A plain step was chosen because it was due."""
+        _, interval = self._classes.get(batch_size.bit_length(), (0, self.FIRST))
+        self._classes[batch_size.bit_length()] = 0, min(self.GROWTH * interval, self.LONGEST)
+
     def plain(self, batch_size: int) -> None:
-        since, interval = self._classes.get(batch_size.bit_length(), (0, self.FIRST))
-        if since:
-            self._classes[batch_size.bit_length()] = 0, min(self.GROWTH * interval, self.LONGEST)
+        """A plain step has ended, whyever it was one."""
+        _, interval = self._classes.get(batch_size.bit_length(), (0, self.FIRST))
+        self._classes[batch_size.bit_length()] = 0, interval

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from itertools import pairwise
 
 import pytest
@@ -49,17 +50,21 @@ def test_a_disturbed_probe_ends_probing_for_a_while_and_not_for_ever(seconds: fl
     assert 0.0 < made.seconds < 10.0
 
 
-def test_plain_steps_are_due_ever_more_rarely():
-    checks, due = PlainChecks(), []
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_plain_steps_are_due_ever_more_rarely(lag: int):
+    """Also where steps are known some steps after they were chosen."""
+    checks, due, running = PlainChecks(), list[int](), deque[bool]()
     for step in range(600):
-        if checks.due(8, 1.2):
+        drafts = not checks.due(8, 1.2)
+        if not drafts:
             due.append(step)
-            checks.plain(8)
-        else:
-            checks.drafted(8)
-    gaps = [after - before for before, after in pairwise(due)]
-    assert due[0] == PlainChecks.FIRST and gaps == sorted(gaps) and gaps[-1] == PlainChecks.LONGEST + 1
-    assert len(due) < 10
+            checks.spend(8)
+        running.append(drafts)
+        if len(running) > lag:
+            (checks.drafted if running.popleft() else checks.plain)(8)
+    gaps = [after - before - lag for before, after in pairwise(due)]
+    assert due[0] == PlainChecks.FIRST + lag
+    assert gaps == [gap + 1 for gap in (12, 36, 108, *[PlainChecks.LONGEST] * (len(gaps) - 3))] and len(gaps) >= 5
 
 
 def test_batches_of_another_size_and_clear_gains_are_another_matter():
