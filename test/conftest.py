@@ -5,6 +5,7 @@ The seven servers are a pairwise cover of the start-time options (docs/developme
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +16,10 @@ from typing import Any, NamedTuple
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# No GPU here: Triton kernels run under its interpreter, which triton must know before anybody imports it. Servers start
+# without it (support/server.py).
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from support.equality import greedy
 from support.prompts import mixed_prompts

@@ -38,7 +38,7 @@ DEFAULT_THRESHOLDS = ((1, 5), (2, 4), (4, 2), (8, 1))
 # What can change while a server lives: nothing was built from it.
 SWITCHABLE = SYNC_SWITCHABLE | frozenset(
     {"policy", "objective", "early_stop", "gamma", "thresholds", "gamma_schedule"}
-    | {"executor", "draft_activations", "kv_shadow", "kv_shadow_from"}
+    | {"executor", "draft_activations", "kv_shadow", "kv_shadow_from", "draft_graphs"}
 )
 
 # Variables with our prefix that are no options (docs/configuration.md); any other unknown one is an error.
@@ -134,6 +134,15 @@ class RolloutConfig(SyncOptions):
     )
     draft_activations: Literal["int8", "exact"] = Field(
         "int8", description="activations in the draft pass on a CPU: rounded to 8 bits, which is faster, or as they are"
+    )
+
+    draft_graphs: Literal["auto", "on", "off", "eager"] = Field(
+        "auto",
+        description="whole draft passes as CUDA graphs; auto: on GPUs, once seen correct on one; eager: the same "
+        "without recording, also on a CPU with executor wrapped, for tests",
+    )
+    graph_memory_mb: int = Field(
+        2048, ge=0, description="memory for recorded draft passes; beyond it further ones run unrecorded"
     )
 
     kv_shadow: Literal["off", "int8", "int4"] = Field(

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.equality import whole_passes
 from support.exact_model import ExactModel, sglang_probs
 from support.mutants import BROKEN
 from support.provenance import SOURCES, assert_aligned, provenance, sources_of
@@ -220,6 +221,20 @@ def test_drafts_that_stop_early_change_nothing(traced: Server, models: tuple[Exa
     check_speculated(sample)
     family = judge(sample, transforms(sample, models, PLAIN_T1))
     report("early stop", sample, family)
+    assert not family.rejected()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_whole_passes_change_no_distribution(
+    traced: Server, models: tuple[ExactModel, ExactModel], setting: str, pytestconfig: pytest.Config
+):
+    """Drafts from the function that GPUs record; what it hands to verification must be what it drew from."""
+    sampling, tokens = SETTINGS[setting]
+    with whole_passes(traced):
+        sample = generate(traced, sampling, tokens if pytestconfig.getoption("--full") else MUTANT_TOKENS, seed=15)
+    check_speculated(sample)
+    family = judge(sample, transforms(sample, models, sampling))
+    report(f"whole passes, {setting}", sample, family)
     assert not family.rejected()
 
 

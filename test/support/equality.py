@@ -134,3 +134,16 @@ def assert_pool_empty(server: Server) -> None:
 def prefill_chunks(log: str) -> list[int]:
     """Tokens of every prefill batch in a server log."""
     return [int(n) for n in re.findall(r"Prefill batch, .*?#new-token: (\d+)", log)]
+
+
+@contextmanager
+def whole_passes(server: Server) -> Iterator[None]:
+    """Inside, drafts are made by the function that GPUs record as a graph, called over its buffers. Some must be."""
+    options = {"executor": "wrapped", "draft_graphs": "eager"}
+    before = server.state()["forwards"].get("draft_loop", 0)
+    server.set_policy(**options)
+    try:
+        yield
+        assert server.state()["forwards"].get("draft_loop", 0) > before, "no whole pass was drafted"
+    finally:
+        server.set_policy(executor="native", draft_graphs="auto")

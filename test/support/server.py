@@ -124,6 +124,11 @@ def areal_command(model: Path, port: int, *flags: str) -> list[str]:
     return [command[0], "-m", "support.areal_launch", *command[3:]]
 
 
+def _environment() -> dict[str, str]:
+    """Of a server: this process's, without what is set for the tests' own kernels (conftest.py)."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
 @contextmanager
 def running_server(
     model: Path,
@@ -140,7 +145,7 @@ def running_server(
             arguments,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env={**_environment(), **(env or {})},
             start_new_session=True,
         )
     server = Server(f"http://127.0.0.1:{port}", log, process)

@@ -3,6 +3,7 @@
 wrapped  SGLang's own model with its linears switched to the twin: the reference, and the way of every model that
          the native executor does not know.
 native   the executor's decoder, made from the same packed weights.
+loop     the wrapped model again, all tokens of a pass in one function of fixed buffers that a CUDA graph can hold.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from sglang_er.engine import forward
+from sglang_er.engine.draft_loop import DraftLoop
+from sglang_er.engine.graphs import CudaGraphs, EagerGraphs
+from sglang_er.kernels import proven
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -21,11 +25,12 @@ if TYPE_CHECKING:
 
     from sglang_er.config import RolloutConfig
     from sglang_er.engine.cpu.executor import NativeExecutor
+    from sglang_er.engine.sampler import DraftedChain, StepSampler
     from sglang_er.twin.twin import Twin
 
 
 class WrappedDrafter:
-    """Also the interface: `configure`, `draft_pass`, `logits`, `forwards`."""
+    """Also the interface: `configure`; `whole_pass`, or else `draft_pass` and `logits`; what `describe_*` tell."""
 
     def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig) -> None:
         self._runner = runner
@@ -39,6 +44,30 @@ class WrappedDrafter:
         int8 = config.draft_activations == "int8" and str(self._runner.device) == "cpu"
         for layer in self._twin.layers:
             layer.int8_activations = int8
+        self._graphs = self._make_graphs(config)
+        self._loop: DraftLoop | None = None
+        self._gamma_max = config.gamma_max
+
+    def _make_graphs(self, config: RolloutConfig) -> EagerGraphs | None:
+        """Who runs a whole pass; None where it is drafted token by token."""
+        on_gpu, choice = str(self._runner.device) != "cpu", config.draft_graphs
+        if choice == "auto":
+            choice = "on" if proven.DRAFT_GRAPHS and on_gpu else "off"
+        if choice == "on" and on_gpu:
+            return CudaGraphs(config.graph_memory_mb << 20)
+        return EagerGraphs() if choice == "eager" else None
+
+    def whole_pass(self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler) -> DraftedChain | None:
+        """All drafts of a step after `bonus` int64 [B]; None where they have to be made one by one."""
+        rows, gamma = chain.slots.shape[0], chain.slots.shape[1] - 1
+        if self._graphs is None:
+            return None
+        if self._loop is None:  # the pools exist by now
+            self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max)
+        if not self._loop.takes(rows, gamma):
+            return None
+        self._counts["draft_loop"] += gamma
+        return self._loop.run(chain, bonus, sampler)
 
     def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
         """Around the drafted tokens of one step."""
@@ -58,6 +87,10 @@ class WrappedDrafter:
         """The KV shadow, once there is one."""
         return None
 
+    def describe_graphs(self) -> dict[str, object] | None:
+        """Graphs of whole passes, where they are used."""
+        return None if self._graphs is None else self._graphs.describe()
+
 
 class NativeDrafter(WrappedDrafter):
     """The executor's decoder, unless it is switched off."""
@@ -70,6 +103,10 @@ class NativeDrafter(WrappedDrafter):
     def configure(self, config: RolloutConfig) -> None:
         super().configure(config)
         self._executor.configure(config)
+
+    def whole_pass(self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler) -> DraftedChain | None:
+        # The executor would run the loop's forwards with the policy's weights.
+        return None if self._executor.enabled else super().whole_pass(chain, bonus, sampler)
 
     def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
         self._native = self._executor.enabled and self._executor.prepare_draft(self._twin, chain)

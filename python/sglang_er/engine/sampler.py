@@ -62,6 +62,17 @@ class StepSampler:
         if rows is not None:
             self.params = self.params.rows(rows)
             self.seeds = None if self.seeds is None else self.seeds[rows]
+        self._check()
+
+    @classmethod
+    def of(cls, params: FilterParams, greedy: bool, seeds: torch.Tensor | None) -> StepSampler:
+        """A sampler whose rule and tensors are given, all rows of them."""
+        sampler = cls.__new__(cls)
+        sampler.greedy, sampler.params, sampler.seeds = greedy, params, seeds
+        sampler._check()
+        return sampler
+
+    def _check(self) -> None:
         if self.seeds is not None and self.params.need_min_p:
             raise RuntimeError("min_p with deterministic inference reached the sampler; admission must refuse it")
 

@@ -232,6 +232,10 @@ class EfficientRolloutWorker(WorkerBase):
         tokens = bonus
         if speculating is not None:
             chain, tokens = chain.rows(speculating), bonus[speculating]
+        if not (self.controller.stops_early or sampler.scores):
+            whole = self.drafter.whole_pass(chain, tokens, sampler)
+            if whole is not None:
+                return whole
         with self.drafter.draft_pass(chain):
             for step in range(chain.slots.shape[1] - 1):
                 logits = self.drafter.logits(chain, step, tokens)
@@ -299,4 +303,5 @@ class EfficientRolloutWorker(WorkerBase):
             "steps": self.stats.describe(),
             "forwards": self.drafter.forwards(),
             "kv_shadow": self.drafter.describe_shadow(),
+            "graphs": self.drafter.describe_graphs(),
         }

@@ -10,7 +10,7 @@ from sglang_er.kernels.cpu import paged_attention as cpu_paged_attention
 from sglang_er.kernels.kv_shadow import KvShadow
 from sglang_er.kernels.reference import kv_shadow_store as reference_kv_shadow_store
 from sglang_er.kernels.reference import paged_attention as reference_paged_attention
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, resolve
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, run
 
 _KV_DTYPES = WEIGHT_DTYPES
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
@@ -89,8 +89,11 @@ def paged_attention(
             raise ValueError(f"out has shape {list(out.shape)}, expected {[*q.shape[:2], value_dim]}")
     for name, tensor in (("keys", keys), ("values", values), ("req_to_token", req_to_token), ("out", out)):
         check_device(name, tensor, q.device)
-    function = resolve("paged_attention", q.device.type, q.dtype, implementation).function
-    function(
+    run(
+        "paged_attention",
+        q.device.type,
+        q.dtype,
+        implementation,
         q,
         keys,
         values,
@@ -125,8 +128,7 @@ def kv_shadow_store(
     shadow.check_fits(keys, values)
     for name, tensor in (("values", values), ("slots", slots), ("shadow", shadow.keys)):
         check_device(name, tensor, keys.device)
-    function = resolve("kv_shadow_store", keys.device.type, keys.dtype, implementation).function
-    function(keys, values, slots, shadow)
+    run("kv_shadow_store", keys.device.type, keys.dtype, implementation, keys, values, slots, shadow)
 
 
 def _check_pool(keys: torch.Tensor, values: torch.Tensor) -> None:

@@ -22,7 +22,7 @@ from sglang_er.kernels.reference import dequantize as reference_dequantize
 from sglang_er.kernels.reference import quantize_pack as reference_quantize_pack
 from sglang_er.kernels.reference import w4a8_linear as reference_w4a8_linear
 from sglang_er.kernels.reference import w4a16_linear as reference_w4a16_linear
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, resolve
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, run
 
 _ACTIVATION_DTYPES = WEIGHT_DTYPES
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
@@ -70,7 +70,7 @@ def quantize_pack(
             f"weight is {list(weight.shape)} in groups of {group_size}"
         )
     check_device("out", out.packed, weight.device)
-    resolve("quantize_pack", weight.device.type, weight.dtype, implementation).function(weight, out)
+    run("quantize_pack", weight.device.type, weight.dtype, implementation, weight, out)
     return out
 
 
@@ -101,9 +101,8 @@ def w4a16_linear(
         check_matrix("out", out, x.shape[0], rows)
         check_dtype("out", out, frozenset({x.dtype}))
         check_device("out", out, x.device)
-    function = resolve("w4a16_linear", x.device.type, x.dtype, implementation).function
     if x.shape[0] > 0:
-        function(x, weight, bias, out)
+        run("w4a16_linear", x.device.type, x.dtype, implementation, x, weight, bias, out)
     return out
 
 
@@ -138,9 +137,8 @@ def bf16_linear(
         check_matrix("out", out, x.shape[0], rows)
         check_device("out", out, x.device)
     check_dtype("out", out, allowed if out_dtype is None else frozenset({out_dtype}) & allowed)
-    function = resolve("bf16_linear", x.device.type, x.dtype, implementation).function
     if out.numel() > 0:
-        function(x, weight, bias, out)
+        run("bf16_linear", x.device.type, x.dtype, implementation, x, weight, bias, out)
     return out
 
 
@@ -182,14 +180,13 @@ def w4a8_linear(
         check_dtype("out", out, frozenset({out_dtype}) if out_dtype else _ACTIVATION_DTYPES | {x.dtype})
         check_device("out", out, x.device)
     check_dtype("out", out, _ACTIVATION_DTYPES | {x.dtype})
-    function = resolve("w4a8_linear", x.device.type, x.dtype, implementation).function
     if x.shape[0] > 0:
-        function(x, weight, bias, out)
+        run("w4a8_linear", x.device.type, x.dtype, implementation, x, weight, bias, out)
     return out
 
 
 def dequantize(weight: PackedWeight, *, implementation: str | None = None) -> torch.Tensor:
     """``W[N, K] = q * scale + zero`` in fp32: the weight that ``weight`` stands for."""
     out = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-    resolve("dequantize", weight.device.type, weight.dtype, implementation).function(weight, out)
+    run("dequantize", weight.device.type, weight.dtype, implementation, weight, out)
     return out

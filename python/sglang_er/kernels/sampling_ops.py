@@ -16,7 +16,7 @@ from sglang_er.kernels.cpu import sample_rows as cpu_sample_rows
 from sglang_er.kernels.cpu import softmax_rows as cpu_softmax_rows
 from sglang_er.kernels.reference import sample_rows as reference_sample_rows
 from sglang_er.kernels.reference import softmax_rows as reference_softmax_rows
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, resolve
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, run
 
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
 
@@ -60,9 +60,9 @@ def sample_rows(
         check_dtype("offsets", offsets, frozenset({torch.int64}))
         check_device("offsets", offsets, weights.device)
     out = torch.empty(rows, dtype=torch.int64, device=weights.device)
-    function = resolve("sample_rows", weights.device.type, weights.dtype, implementation).function
     if rows > 0:
-        function(weights, subtract, offsets, coins, out)
+        device, dtype = weights.device.type, weights.dtype
+        run("sample_rows", device, dtype, implementation, weights, subtract, offsets, coins, out)
     return out
 
 
@@ -87,7 +87,6 @@ def softmax_rows(
         check_matrix("out", out, *logits.shape)
         check_dtype("out", out, frozenset({torch.float32}))
         check_device("out", out, logits.device)
-    function = resolve("softmax_rows", logits.device.type, logits.dtype, implementation).function
     if out.numel() > 0:
-        function(logits, temperatures, out)
+        run("softmax_rows", logits.device.type, logits.dtype, implementation, logits, temperatures, out)
     return out

@@ -20,11 +20,11 @@ VERSION_HEADER = Path(__file__).parents[3] / "csrc/include/sglang_er/version.h"
 def fresh_loader(monkeypatch):
     """Loader and registry as in a new process, and again after the test."""
     loader.library.cache_clear()
-    registry.resolve.cache_clear()
+    registry.candidates.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
     loader.library.cache_clear()
-    registry.resolve.cache_clear()
+    registry.candidates.cache_clear()
 
 
 def test_compiled_kernels_are_active_on_cpu():

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sglang_er import kernels
 from sglang_er.engine.cpu import executor
-from sglang_er.engine.cpu.decoder_model import window_of
+from sglang_er.engine.draft_attention import window_of
 from sglang_er.kernels.base import WEIGHT_DTYPES
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
 from sglang_er.engine import compat
+from sglang_er.engine.draft_attention import window_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,12 +70,6 @@ def check(model: nn.Module) -> None:
         _require(not radix.logit_cap and radix.qk_head_dim == radix.v_head_dim, "attention has a logit cap")
         windows.add(window_of(radix))
     _require(len(windows) == 1, "layers differ in their sliding windows")
-
-
-def window_of(radix: Any) -> int:
-    """Sliding window in tokens before the query's own, -1 for full attention."""
-    size = radix.sliding_window_size
-    return -1 if size is None else int(size)
 
 
 def _norms(layer: Any) -> list[Any]:

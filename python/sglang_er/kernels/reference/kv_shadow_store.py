@@ -54,7 +54,9 @@ def dequantize_values(shadow: KvShadow, precision: torch.dtype) -> torch.Tensor:
 def _quantize(
     rows: torch.Tensor, steps: float, shift: float, low: int, high: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scales = (rows.abs().amax(dim=-1) / steps).bfloat16().clamp_min(_MIN_SCALE)
+    largest = rows.abs().amax(dim=-1)
+    # By a tensor: GPUs divide by a number as they multiply by its reciprocal, which rounds twice.
+    scales = (largest / torch.full_like(largest, steps)).bfloat16().clamp_min(_MIN_SCALE)
     inverse = 1.0 / scales.float()
     levels = (rows * inverse[..., None] + shift).round().clamp(low, high)
     return levels.to(dtype), scales

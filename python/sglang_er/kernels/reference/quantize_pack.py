@@ -16,7 +16,9 @@ def quantize_pack(weight: torch.Tensor, out: PackedWeight) -> None:
     values = torch.cat([values, values[:, -1:].expand(-1, padding)], dim=1).view(-1, groups, group_size)
 
     low, high = values.amin(dim=2), values.amax(dim=2)
-    scales = (high / 15 - low / 15).bfloat16().clamp_min(_MIN_SCALE)
+    # By a tensor: GPUs divide by a number as they multiply by its reciprocal, which rounds twice.
+    levels_apart = torch.full_like(high, 15)
+    scales = (high / levels_apart - low / levels_apart).bfloat16().clamp_min(_MIN_SCALE)
     largest = torch.finfo(torch.bfloat16).max
     zeros = (low + 0.0).bfloat16().clamp(-largest, largest)  # -0 becomes +0, as does infinity the largest number
     inverse_scales = 1.0 / scales.float()

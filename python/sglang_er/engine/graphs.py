@@ -1,0 +1,91 @@
+"""Running the same function of the same buffers again and again: by a CUDA graph, or by calling it.
+
+A function given here reads and writes buffers that live as long as it does, and nothing else: no argument, no return
+value, no look at a tensor's value. Calling it is then the same as replaying what was recorded of it, so that all of
+this but the recording runs on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+# Before recording: kernels are compiled and libraries make their workspaces at first use, which a graph cannot hold.
+_WARM_UP_CALLS = 2
+
+
+class EagerGraphs:
+    """Calls the function. Also the interface."""
+
+    def __init__(self) -> None:
+        self.counts = {"recorded": 0, "replayed": 0, "called": 0}
+        self.recording_seconds = 0.0
+        self.nbytes = 0
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """`key`: which function of which buffers; the same key, the same work."""
+        del key
+        self.counts["called"] += 1
+        function()
+
+    def describe(self) -> dict[str, object]:
+        return {
+            **self.counts,
+            "recording_seconds": round(self.recording_seconds, 3),
+            "nbytes": self.nbytes,
+        }
+
+
+class CudaGraphs(EagerGraphs):
+    """Records at the first run of a key, replays afterwards. All graphs share one pool of memory: none of them runs
+    beside another, and what they leave behind lies in buffers outside of it.
+
+    `budget`: bytes that recording may take in all; keys that come after it is used up are called, and counted so.
+    """
+
+    def __init__(self, budget: int) -> None:
+        super().__init__()
+        self._budget = budget
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._full = False
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        graph = self._graphs.get(key)
+        if graph is None and not self._full:
+            graph = self._graphs[key] = self._record(function)
+        if graph is None:
+            super().run(key, function)
+            return
+        self.counts["replayed"] += 1
+        graph.replay()
+
+    def _record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        began, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
+        current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(current)
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UP_CALLS):
+                function()
+        current.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        # The scheduler's copies run on other streams meanwhile: only this thread must not disturb the recording.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            function()
+        self.nbytes += max(0, free - torch.cuda.mem_get_info()[0])
+        self.counts["recorded"] += 1
+        self.recording_seconds += time.perf_counter() - began
+        if self.nbytes > self._budget:
+            self._full = True
+            logger.warning(
+                "sglang-er: %d draft graphs take %.0f MB, more than graph_memory_mb allows: further ones are not "
+                "recorded, those steps run slower",
+                len(self._graphs),
+                self.nbytes / 1e6,
+            )
+        return graph

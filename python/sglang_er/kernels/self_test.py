@@ -1,0 +1,181 @@
+"""A few milliseconds of trust: an implementation against the reference, on the device it is about to be used on.
+
+One small case an op, random, with outputs that were not written before. Only the device that it runs on can say whether
+a kernel works there; the tests know every shape, and no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.kv_shadow import KvShadow
+from sglang_er.kernels.reference.dequantize import dequantize
+from sglang_er.kernels.reference.kv_shadow_store import kv_shadow_store
+from sglang_er.kernels.reference.paged_attention import paged_attention
+from sglang_er.kernels.reference.quantize_pack import quantize_pack
+from sglang_er.kernels.reference.sample_rows import sample_rows
+from sglang_er.kernels.reference.softmax_rows import softmax_rows
+from sglang_er.kernels.reference.w4a16_linear import w4a16_linear
+
+Function = Callable[..., Any]
+
+_POISON = 0xAA
+# Of the largest value; sums differ in their order, results are rounded to the output's type.
+_TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
+
+
+def problem(op: str, function: Function, device: str, dtype: torch.dtype) -> str | None:
+    """What is wrong with this implementation here; None if nothing is, or if the op has no case."""
+    case = _CASES.get(op)
+    if case is None:
+        return None
+    try:
+        return case(function, _Draw(device, dtype))
+    except Exception as error:  # whatever it is, another implementation has to compute
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+
+
+class _Draw:
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._generator = torch.Generator().manual_seed(7)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator).to(self.device, dtype or self.dtype)
+
+    def coins(self, rows: int) -> torch.Tensor:
+        return torch.rand(rows, generator=self._generator, dtype=torch.float64).to(self.device)
+
+    def ints(self, values: list[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+    def permutation(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randperm(size, generator=self._generator).to(self.device, dtype)
+
+
+def _poisoned(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.view(torch.uint8).fill_(_POISON)
+    return tensor
+
+
+def _weight(draw: _Draw) -> tuple[torch.Tensor, PackedWeight]:
+    weight = draw.normal(80, 384)
+    return weight, PackedWeight.empty(weight.shape[0], weight.shape[1], 128, draw.dtype, draw.device)
+
+
+def _near(result: torch.Tensor, truth: torch.Tensor) -> str | None:
+    worst = float((result.double() - truth.double()).abs().amax() / truth.double().abs().amax())
+    return None if worst <= _TOLERANCE[result.dtype] else f"off by {worst:.1e} of the largest value"
+
+
+def _quantize_pack(function: Function, draw: _Draw) -> str | None:
+    weight, truth = _weight(draw)
+    quantize_pack(weight, truth)
+    result = PackedWeight.empty(weight.shape[0], weight.shape[1], 128, draw.dtype, draw.device)
+    _poisoned(result.packed), _poisoned(result.scales_zeros)
+    function(weight, result)
+    same = torch.equal(result.packed, truth.packed) and torch.equal(result.scales_zeros, truth.scales_zeros)
+    return None if same else "other bytes than the reference"
+
+
+def _dequantize(function: Function, draw: _Draw) -> str | None:
+    weight, packed = _weight(draw)
+    quantize_pack(weight, packed)
+    result, truth = (torch.empty(weight.shape, dtype=torch.float32, device=draw.device) for _ in range(2))
+    function(packed, _poisoned(result))
+    dequantize(packed, truth)
+    return _near(result, truth)
+
+
+def _w4a16_linear(function: Function, draw: _Draw) -> str | None:
+    weight, packed = _weight(draw)
+    quantize_pack(weight, packed)
+    for rows in (1, 5, 17):
+        x, bias = draw.normal(rows, weight.shape[1]), draw.normal(weight.shape[0])
+        result, truth = (x.new_empty((rows, weight.shape[0])) for _ in range(2))
+        function(x, packed, bias, _poisoned(result))
+        w4a16_linear(x, packed, bias, truth)
+        if found := _near(result, truth):
+            return f"{rows} rows: {found}"
+    return None
+
+
+def _pool(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    slots, kv_heads, head_dim = 96, 2, 128
+    return draw.normal(slots, kv_heads, head_dim), draw.normal(slots, kv_heads, head_dim)
+
+
+def _shadow(draw: _Draw, keys: torch.Tensor, bits: int) -> KvShadow:
+    shadow = KvShadow.empty(keys.shape[0], keys.shape[1], keys.shape[2], keys.shape[2], bits, draw.device)
+    for buffer in (shadow.keys, shadow.values, shadow.key_scales, shadow.value_scales):
+        _poisoned(buffer)
+    return shadow
+
+
+def _kv_shadow_store(function: Function, draw: _Draw) -> str | None:
+    keys, values = _pool(draw)
+    slots = draw.ints([3, 90, 4, 41, 0])
+    for bits in (4, 8):
+        result, truth = _shadow(draw, keys, bits), _shadow(draw, keys, bits)
+        function(keys, values, slots, result)
+        kv_shadow_store(keys, values, slots, truth)
+        for name in ("keys", "values", "key_scales", "value_scales"):
+            if not torch.equal(getattr(result, name).view(torch.uint8), getattr(truth, name).view(torch.uint8)):
+                return f"{bits} bits: other {name} than the reference"
+    return None
+
+
+def _paged_attention(function: Function, draw: _Draw) -> str | None:
+    keys, values = _pool(draw)
+    table = draw.permutation(keys.shape[0], torch.int32).view(2, -1)
+    rows, begin, lens = draw.ints([1, 0]), draw.ints([0, 1, 2]), draw.ints([47, 19])
+    valid = torch.ones(keys.shape[0], dtype=torch.uint8, device=draw.device)
+    valid[::5] = 0
+    shadow = _shadow(draw, keys, 4)
+    kv_shadow_store(keys, values, torch.arange(keys.shape[0], device=draw.device), shadow)
+    for copy in (None, shadow):
+        q = draw.normal(2, 8, keys.shape[2])
+        result, truth = torch.empty_like(q), torch.empty_like(q)
+        shared = (q, keys, values, table, rows, begin, lens, keys.shape[2] ** -0.5, -1, copy, valid, 4)
+        function(*shared, _poisoned(result))
+        paged_attention(*shared, truth)
+        if found := _near(result, truth):
+            return f"{'with' if copy else 'without'} shadow: {found}"
+    return None
+
+
+def _softmax_rows(function: Function, draw: _Draw) -> str | None:
+    logits = draw.normal(3, 5003)
+    temperatures = torch.tensor([0.5, 1.0, 1.7], device=draw.device)
+    result, truth = (torch.empty(logits.shape, dtype=torch.float32, device=draw.device) for _ in range(2))
+    function(logits, temperatures, _poisoned(result))
+    softmax_rows(logits, temperatures, truth)
+    return _near(result, truth)
+
+
+def _sample_rows(function: Function, draw: _Draw) -> str | None:
+    weights = draw.normal(4, 3, 5003).float().relu().to(draw.dtype)
+    subtract, offsets = weights[:, :2].flip(0).contiguous(), draw.ints([0, 1, 2, 0])
+    for of, less, at in ((weights[:, 0].contiguous(), None, None), (weights, subtract, offsets)):
+        coins = draw.coins(4)
+        result, truth = (torch.empty(4, dtype=torch.int64, device=draw.device) for _ in range(2))
+        function(of, less, at, coins, _poisoned(result))
+        sample_rows(of, less, at, coins, truth)
+        if not torch.equal(result, truth):
+            return f"drew {result.tolist()} in place of {truth.tolist()}"
+    return None
+
+
+_CASES: dict[str, Callable[[Function, _Draw], str | None]] = {
+    "quantize_pack": _quantize_pack,
+    "dequantize": _dequantize,
+    "w4a16_linear": _w4a16_linear,
+    "kv_shadow_store": _kv_shadow_store,
+    "paged_attention": _paged_attention,
+    "softmax_rows": _softmax_rows,
+    "sample_rows": _sample_rows,
+}

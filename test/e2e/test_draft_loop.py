@@ -1,0 +1,70 @@
+"""Hypothesis: a whole draft pass over fixed buffers, as a CUDA graph holds it, changes nothing of what is generated.
+
+Method: the function itself, called in place of being replayed, in real fp32 servers whose executor is switched off.
+Symptom of a defect: a row of another batch, a position, slot or seed left over in a buffer (other tokens or none
+accepted), padding that writes a request's KV (other tokens), or another way that ran (the counters).
+`test_distribution.py` has the statistical test of the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from support.equality import (
+    accept_counts,
+    assert_pool_empty,
+    assert_same,
+    fixed_gamma,
+    greedy,
+    ids,
+    set_gamma,
+    steps_of,
+    whole_passes,
+)
+from support.prompts import mixed_prompts
+from support.server import Server
+
+pytestmark = pytest.mark.server
+
+Reference = tuple[list[list[int]], list[list[int]]]
+
+
+@pytest.mark.parametrize("gamma", [1, 7, "cycle"])
+def test_greedy_tokens_are_plain_decodes(spec: Server, greedy_reference: Reference, gamma: int | str) -> None:
+    """More prompts than run at once, so that batches of every size up to the largest pass by."""
+    prompts, expected = greedy_reference
+    with whole_passes(spec), steps_of(spec) as steps:
+        set_gamma(spec, gamma)
+        replies = spec.generate_all(prompts, greedy(128), concurrency=11)
+    assert_same(ids(replies), expected, f"whole passes, gamma {gamma}")
+    steps.assert_speculated(fixed_gamma(gamma))
+    assert_pool_empty(spec)
+
+
+def test_the_same_tokens_are_drafted(spec: Server, greedy_reference: Reference) -> None:
+    """As token by token: every step accepts as many. Batches are padded: three requests in a bucket of four."""
+    prompts, counts = greedy_reference[0][:3], []
+    spec.fixed(5)
+    for draft_graphs in ("off", "eager"):
+        spec.set_policy(executor="wrapped", draft_graphs=draft_graphs)
+        replies = spec.generate_all(prompts, greedy(64), concurrency=3)
+        counts.append(sorted(accept_counts(replies)))
+    spec.set_policy(executor="native", draft_graphs="auto")
+    assert counts[0] == counts[1]
+
+
+def test_seeded_tokens_are_plain_decodes(plain: Server, server: Callable[[str], Server]) -> None:
+    """Greedy and filtered requests in one batch of changing composition."""
+    kinds = [{"temperature": 0}, {"temperature": 1.0, "top_k": 300}, {"temperature": 0.8, "top_p": 0.9, "top_k": 20}]
+    prompts = mixed_prompts(12, seed=33, longest=90)
+    sampling = [
+        {**kinds[i % 3], "max_new_tokens": 20 + 5 * i, "ignore_eos": True, "sampling_seed": 91 * i} for i in range(12)
+    ]
+    expected = ids(plain.generate_all(prompts, sampling, concurrency=12))
+    seeded = server("seeded")
+    with whole_passes(seeded), steps_of(seeded) as steps:
+        seeded.cycle()
+        replies = seeded.generate_all(prompts, sampling, concurrency=7)
+    assert_same(ids(replies), expected, "whole passes, seeded")
+    assert 0 < steps.accepted < steps.drafted, steps

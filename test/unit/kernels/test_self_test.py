@@ -1,0 +1,74 @@
+"""The self-test before first use: it passes what works, and sees every way in which a kernel was wrong on some GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sglang_er.kernels import registry, self_test
+
+OPS = (
+    "dequantize",
+    "kv_shadow_store",
+    "paged_attention",
+    "quantize_pack",
+    "sample_rows",
+    "softmax_rows",
+    "w4a16_linear",
+)
+DTYPES = {"sample_rows": (torch.float32,)}
+
+
+def implementations(op: str) -> list[registry.Implementation]:
+    return [entry for entry in registry.implementations(op) if entry.device in (None, "cpu")]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_works_passes(op: str):
+    for entry in implementations(op):
+        for dtype in DTYPES.get(op, (torch.bfloat16, torch.float32)):
+            assert self_test.problem(op, entry.function, "cpu", dtype) is None, entry.name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_output_that_is_not_written_is_seen(op: str):
+    assert self_test.problem(op, lambda *_: None, "cpu", torch.float32)
+
+
+def spoiled(op: str, spoil: Callable[[tuple[Any, ...]], None]) -> Callable[..., None]:
+    function = registry.resolve(op, "cpu", torch.float32, "reference").function
+
+    def wrong(*arguments: Any) -> None:
+        function(*arguments)
+        spoil(arguments)
+
+    return wrong
+
+
+def first_bit(tensor: torch.Tensor) -> None:
+    tensor.view(torch.uint8).flatten()[0] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("op", "spoil"),
+    [
+        ("quantize_pack", lambda arguments: first_bit(arguments[-1].packed)),
+        ("kv_shadow_store", lambda arguments: arguments[-1].values[90].bitwise_xor_(1)),
+        ("paged_attention", lambda arguments: arguments[-1][1, 3, 7].add_(0.1)),
+        ("sample_rows", lambda arguments: arguments[-1][2].add_(1)),
+        ("softmax_rows", lambda arguments: arguments[-1][2, 4999].add_(0.01)),
+        ("w4a16_linear", lambda arguments: arguments[-1][-1, -1].mul_(1.5).add_(0.5)),
+    ],
+)
+def test_one_wrong_value_is_seen(op: str, spoil: Callable[[tuple[Any, ...]], None]):
+    assert self_test.problem(op, spoiled(op, spoil), "cpu", torch.float32)
+
+
+def test_an_error_is_a_problem_with_its_reason():
+    def broken(*_: object) -> None:
+        raise RuntimeError("first line\nno kernel image is available")
+
+    assert self_test.problem("dequantize", broken, "cpu", torch.float32) == "RuntimeError: no kernel image is available"
