@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Every GPU check that is pending, in one call: results as JSON under $OUT (default: bench/gpu/out).
-#   scripts/gpu_check.sh            on a machine with a GPU
-#   scripts/gpu_check.sh --dry-run  the same steps on this CPU, to test the script itself
+# Every GPU check, in sections; records as JSON lines in $OUT/gpu_check.jsonl (default: bench/gpu/out). A run that was
+# cut off goes on from that file, or from --resume FILE.
+#   scripts/gpu_check.sh [--sections a,b] [--seconds N] [--resume FILE] [--cuda-graph | --eager]   on a machine with a GPU
+#   scripts/gpu_check.sh --dry-run                                         small and on this CPU, to test the script
 # SGLang must be importable (on a machine without network: source the bundle's activate.sh first).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,4 +15,4 @@ if ! "$python" -c 'import importlib.metadata as m; m.version("sglang-er")' 2>/de
   "$python" setup.py -q egg_info --egg-base python
   export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 fi
-"$python" scripts/gpu_check.py --out "$out/gpu_check.json" "$@"
+"$python" scripts/gpu_check.py --out "$out" "$@"

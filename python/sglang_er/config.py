@@ -142,7 +142,12 @@ class RolloutConfig(SyncOptions):
         "without recording, also on a CPU with executor wrapped, for tests",
     )
     graph_memory_mb: int = Field(
-        2048, ge=0, description="memory for recorded draft passes; beyond it further ones run unrecorded"
+        2048,
+        ge=0,
+        description="memory for CUDA graphs of draft and of verify passes, each; beyond it passes run unrecorded",
+    )
+    graph_seconds: float = Field(
+        30.0, ge=0.0, description="time at start-up for recording verify passes, and as much for draft passes"
     )
 
     kv_shadow: Literal["off", "int8", "int4"] = Field(

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.server
 Reference = tuple[list[list[int]], list[list[int]]]
 
 
-@pytest.mark.parametrize("gamma", [1, 7, "cycle"])
+@pytest.mark.parametrize("gamma", [pytest.param(1, marks=pytest.mark.full), 7, "cycle"])
 def test_greedy_tokens_are_plain_decodes(spec: Server, greedy_reference: Reference, gamma: int | str) -> None:
     """More prompts than run at once, so that batches of every size up to the largest pass by."""
     prompts, expected = greedy_reference

@@ -85,7 +85,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sglang-er"
 
 
-def _models_hash() -> str:
+def models_hash() -> str:
     """Of everything that a made model depends on, so that a newer package never serves an older model."""
     digest = hashlib.sha256()
 
@@ -105,7 +105,7 @@ def cached_model(shape: str, arch: str, progress: Progress, target_alpha: float 
     from sglang_er.models.make import make_model
 
     name = f"{arch}-{shape}" + ("" if target_alpha is None else f"-alpha{target_alpha:g}")
-    model = cache_dir() / "models" / f"{name}-{__version__}-{_models_hash()}"
+    model = cache_dir() / "models" / f"{name}-{__version__}-{models_hash()}"
     if (model / "config.json").is_file():
         return model
     progress.note(f"making the model {name} (once): {model}")

@@ -6,8 +6,9 @@ from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from sglang_er.config import ConfigError, from_env
+from sglang_er.config import ConfigError, RolloutConfig, from_env
 from sglang_er.engine import compat
+from sglang_er.kernels import proven
 
 ALGORITHM = "EFFICIENT_ROLLOUT"
 
@@ -68,11 +69,24 @@ class EfficientRolloutAlgo(CustomSpecAlgo):
 def validate_server_args(server_args: Any) -> None:
     """Refuse, in one line and before weights are loaded, what would not be exact or not work."""
     compat.require_supported_version()
-    from_env()
+    _validate_graphs(server_args, from_env())
     for name, fine, advice in _UNSUPPORTED_FLAGS:
         if getattr(server_args, name, fine[0]) not in fine:
             raise ConfigError(f"{ALGORITHM}: {advice}")
     _validate_model(server_args)
+
+
+def _validate_graphs(server_args: Any, config: RolloutConfig) -> None:
+    """A GPU's server records CUDA graphs unless it is told not to."""
+    if getattr(server_args, "device", "cpu") == "cpu" or getattr(server_args, "disable_cuda_graph", False):
+        return
+    if not compat.adapter().records_graphs:
+        raise ConfigError(f"{ALGORITHM}: no CUDA graphs with SGLang {compat.installed_sglang()}: --disable-cuda-graph")
+    if config.draft_graphs == "auto" and not proven.DRAFT_GRAPHS:
+        raise ConfigError(
+            f"{ALGORITHM}: its CUDA graphs were not seen correct on a GPU yet (docs/gpu-status.md): add "
+            "--disable-cuda-graph, or --er-draft-graphs on to try them"
+        )
 
 
 def _validate_model(server_args: Any) -> None:

@@ -9,7 +9,9 @@ Rows up to the bucket are padding: they read a token of request row 0 and write 
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 # Rows times drafted tokens of the largest pass: bounds the draft's distributions, 4 bytes a token of the vocabulary.
 MOST_DRAFTS = 512
+# Recorded at start-up, in this order; the rest at first use.
+_GAMMAS = (3, 5, 1, 2, 7, 4, 6)
 
 
 class _Key(NamedTuple):
@@ -73,12 +77,24 @@ class DraftLoop:
         self._fill(rows, bucket, chain, bonus, sampler)
         tokens = self._tokens[: bucket * gamma].view(gamma, bucket)
         probs = self._probs_for(key)
-        self.graphs.run(key, lambda: self._draft(key, tokens, probs))
+        self.graphs.run(key, partial(self._draft, key, tokens, probs))
         drafted = DraftedChain()
         # The next pass overwrites the buffers, and tokens are still copied to the host then.
         drafted.tokens = list(tokens[:, :rows].clone())
         drafted.probs = [] if probs is None else list(probs[:, :rows])
         return drafted
+
+    def record(self, seconds: float) -> None:
+        """Passes of unfiltered sampling, the likeliest first, until that time is over; others at their first use."""
+        ended = time.perf_counter() + seconds
+        most = self._slots.shape[1] - 1
+        for gamma in [gamma for gamma in _GAMMAS if gamma <= most]:
+            for bucket in [bucket for bucket in BUCKETS if bucket * gamma <= MOST_DRAFTS]:
+                if time.perf_counter() >= ended:
+                    return
+                key = _Key(bucket, gamma, "rejection", (False, False, False))
+                tokens = self._tokens[: bucket * gamma].view(gamma, bucket)
+                self.graphs.run(key, partial(self._draft, key, tokens, self._probs_for(key)))
 
     def _fill(self, rows: int, bucket: int, chain: Chain, bonus: torch.Tensor, sampler: StepSampler) -> None:
         width, params = chain.slots.shape[1], sampler.params

@@ -9,15 +9,17 @@ loop     the wrapped model again, all tokens of a pass in one function of fixed 
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from sglang_er.engine import forward
 from sglang_er.engine.draft_loop import DraftLoop
 from sglang_er.engine.graphs import CudaGraphs, EagerGraphs
+from sglang_er.engine.target_graphs import bound
 from sglang_er.kernels import proven
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     import torch
@@ -69,10 +71,22 @@ class WrappedDrafter:
         self._counts["draft_loop"] += gamma
         return self._loop.run(chain, bonus, sampler)
 
+    def record(self, seconds: float) -> None:
+        """At start-up: graphs of the passes that are likeliest to be asked for, as many as that time allows."""
+        if isinstance(self._graphs, CudaGraphs):
+            self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max)
+            self._loop.record(seconds)
+
     def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
         """Around the drafted tokens of one step."""
         del chain
-        return self._twin.draft_pass()
+        return self._drafting()
+
+    @contextmanager
+    def _drafting(self) -> Iterator[None]:
+        # A recorded decode step is the policy's own, whatever the layers are switched to.
+        with self._twin.draft_pass(), bound(self._runner, None, None):
+            yield
 
     def logits(self, chain: forward.Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
         """[B, V] after `tokens` int64 [B] at position committed + step; K and V go to the chain's slot of that step."""

@@ -7,29 +7,35 @@ belongs to nobody, and whoever gets a slot writes it before reading it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from sglang_er.engine import forward
+from sglang_er.engine.sampler import StepSampler
 from sglang_er.policy import seeding
+from sglang_er.sampling.filters import FilterParams
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     from sglang_er.engine.drafter import WrappedDrafter
+    from sglang_er.engine.target_graphs import TargetGraphs
 
 
-def time_forwards(runner: ModelRunner, drafter: WrappedDrafter, gamma_max: int, seconds: float) -> list[seeding.Timing]:
+def time_forwards(
+    runner: ModelRunner, drafter: WrappedDrafter, graphs: TargetGraphs, gamma_max: int, seconds: float
+) -> list[seeding.Timing]:
     """Plain, draft and verify forwards at rising batch sizes, as many as fit into `seconds`."""
 
     def measure(kind: str, size: int, gamma: int) -> float:
         length = seeding.CONTEXT + gamma + 1
         with _borrowed_rows(runner, size, length) as rows:
             committed = torch.full((size,), seeding.CONTEXT, dtype=torch.int64, device=rows.device)
-            return _seconds(runner, drafter, forward.make_chain(runner, rows, committed, gamma), kind)
+            return _seconds(runner, drafter, graphs, forward.make_chain(runner, rows, committed, max(gamma, 1)), kind)
 
     slots = runner.token_to_kv_pool_allocator.available_size()
     requests, longest = runner.req_to_token_pool.size, seeding.CONTEXT + min(seeding.GAMMA, gamma_max) + 1
@@ -51,19 +57,34 @@ def _borrowed_rows(runner: ModelRunner, size: int, length: int) -> Iterator[torc
         table[:size, :length] = before
 
 
-def _seconds(runner: ModelRunner, drafter: WrappedDrafter, chain: forward.Chain, kind: str) -> float:
+def _seconds(
+    runner: ModelRunner, drafter: WrappedDrafter, graphs: TargetGraphs, chain: forward.Chain, kind: str
+) -> float:
     """Of one forward over this chain."""
-    device = chain.committed.device
+    device, batch_size = chain.committed.device, chain.committed.shape[0]
     tokens = torch.zeros_like(chain.slots)
-    wait = torch.get_device_module(device).synchronize if device.type != "cpu" else lambda: None
-    wait()
-    begin = time.perf_counter()
-    if kind == "plain":
-        forward.draft_logits(runner, chain, 0, tokens[:, 0])  # the twin is switched off: the policy itself
+    run: Callable[[], object]
+    if kind == "plain":  # the twin is switched off: the policy itself
+        run = partial(forward.draft_logits, runner, chain, 0, tokens[:, 0])
     elif kind == "draft":
-        with drafter.draft_pass(chain):
-            drafter.logits(chain, 0, tokens[:, 0])
+        run = partial(_draft, drafter, chain, tokens[:, 0])
     else:
-        runner.forward(forward.make_verify_batch(chain, tokens, runner.spec_algorithm))
-    wait()
-    return time.perf_counter() - begin
+        run = partial(runner.forward, forward.make_verify_batch(chain, tokens, runner.spec_algorithm))
+    wait = torch.get_device_module(device).synchronize if device.type != "cpu" else lambda: None
+    with graphs.verifying(tokens.shape[1], batch_size) if kind == "verify" else nullcontext():
+        wait()
+        begin = time.perf_counter()
+        run()
+        wait()
+        return time.perf_counter() - begin
+
+
+def _draft(drafter: WrappedDrafter, chain: forward.Chain, bonus: torch.Tensor) -> None:
+    """One token a request, sampled without filters as most are, where a whole pass is one function."""
+    rows, device = chain.committed.shape[0], chain.committed.device
+    one, zero = torch.ones(rows, device=device), torch.zeros(rows, device=device)
+    params = FilterParams(one[:, None], one, one.to(torch.int32), zero, False, False, False)
+    chain = chain.first(1)
+    if drafter.whole_pass(chain, bonus, StepSampler.of(params, greedy=False, seeds=None)) is None:
+        with drafter.draft_pass(chain):
+            drafter.logits(chain, 0, bonus)

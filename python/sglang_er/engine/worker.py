@@ -21,6 +21,7 @@ from sglang_er.engine.provenance import Provenance
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.engine.spec_inputs import DraftState
 from sglang_er.engine.stats import LaunchedStep, StepStats
+from sglang_er.engine.target_graphs import TargetGraphs
 from sglang_er.engine.weight_sync import WeightSync
 from sglang_er.policy import TRACKED_ROWS, StepState
 
@@ -54,6 +55,12 @@ class EfficientRolloutWorker(WorkerBase):
         self.speculative_num_steps = self.config.gamma_max
         self.speculative_num_draft_tokens = self.config.gamma_max + 1
         # Before the KV pool is sized, so that its profiling sees the packed weights.
+        self.target_graphs = TargetGraphs(self.model_runner)
+        self._records = self.device == "cuda" and bool(ADAPTER.decode_graphs())
+        if self._records:
+            from sglang_er.engine.cuda import graph_runners
+
+            graph_runners.prepare(self.model_runner, self.config.gamma_max)
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
         self.drafter = make_drafter(self.model_runner, self.twin, self.config)
         self.controller = Controller(self.config, measured_on(self.model_runner), on_host=self.device == "cpu")
@@ -78,6 +85,11 @@ class EfficientRolloutWorker(WorkerBase):
     def draft_worker(self) -> None:
         return None
 
+    @property
+    def spec_v2_attn_backends(self) -> tuple[Any, ...]:
+        """Whoever may read lengths on the host."""
+        return (self.model_runner.attn_backend, *self.target_graphs.attentions)
+
     def weight_update_runners(self) -> list[tuple[str, Any]]:
         """The draft owns no weights of its own: updates go to the target, the watch sees them."""
         return []
@@ -94,11 +106,18 @@ class EfficientRolloutWorker(WorkerBase):
     def init_cuda_graphs(self) -> None:
         """The last thing that is built: from here on forwards cost what they will cost."""
         super().init_cuda_graphs()
+        if self._records:
+            from sglang_er.engine.cuda import graph_runners
+
+            self.target_graphs = graph_runners.target_graphs(self.model_runner, self.config)
+            self.target_graphs.record(self.config.gamma_max, ADAPTER.decode_graphs())
+        with torch.no_grad():
+            self.drafter.record(self.config.graph_seconds)
         if self.config.seed_seconds > 0 and not self.config.cost_file:
             began = time.perf_counter()
             with torch.no_grad():  # what is made at first use must not be an inference tensor
                 timings = seeding.time_forwards(
-                    self.model_runner, self.drafter, self.config.gamma_max, self.config.seed_seconds
+                    self.model_runner, self.drafter, self.target_graphs, self.config.gamma_max, self.config.seed_seconds
                 )
             self.controller.seed(timings, time.perf_counter() - began)
 
@@ -219,7 +238,8 @@ class EfficientRolloutWorker(WorkerBase):
             chain, torch.cat([bonus[:, None], drafts], dim=1), batch.spec_algorithm
         )
         ADAPTER.forget_read_event(self.model_runner)
-        result = self._target_worker.forward_batch_generation(None, forward_batch=verify_batch, is_verify=True)
+        with self.target_graphs.verifying(gamma + 1, len(batch.reqs)):
+            result = self._target_worker.forward_batch_generation(None, forward_batch=verify_batch, is_verify=True)
         return self._commit(batch, result, verify_batch, sampler, drafted, speculating), drafted
 
     def _draft_pass(
@@ -303,5 +323,5 @@ class EfficientRolloutWorker(WorkerBase):
             "steps": self.stats.describe(),
             "forwards": self.drafter.forwards(),
             "kv_shadow": self.drafter.describe_shadow(),
-            "graphs": self.drafter.describe_graphs(),
+            "graphs": {"draft": self.drafter.describe_graphs(), "verify": self.target_graphs.describe()},
         }

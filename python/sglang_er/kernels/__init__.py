@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sglang_er.kernels.attention_ops import kv_shadow_store, paged_attention
 from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.chain_ops import verify_chain
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
 from sglang_er.kernels.kv_shadow import KvShadow
 from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a8_linear, w4a16_linear
@@ -26,6 +27,7 @@ __all__ = [
     "set_isa",
     "softmax_rows",
     "supported_isas",
+    "verify_chain",
     "w4a8_linear",
     "w4a16_linear",
 ]

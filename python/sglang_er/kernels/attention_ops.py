@@ -10,7 +10,7 @@ from sglang_er.kernels.cpu import paged_attention as cpu_paged_attention
 from sglang_er.kernels.kv_shadow import KvShadow
 from sglang_er.kernels.reference import kv_shadow_store as reference_kv_shadow_store
 from sglang_er.kernels.reference import paged_attention as reference_paged_attention
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, run
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_triton, run
 
 _KV_DTYPES = WEIGHT_DTYPES
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
@@ -24,6 +24,8 @@ register(
 register("paged_attention", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_paged_attention.paged_attention))
 register("kv_shadow_store", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_kv_shadow_store.kv_shadow_store))
 register("kv_shadow_store", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_kv_shadow_store.kv_shadow_store))
+register_triton("paged_attention", WEIGHT_DTYPES)
+register_triton("kv_shadow_store", WEIGHT_DTYPES)
 
 
 def paged_attention(

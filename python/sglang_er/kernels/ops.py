@@ -22,7 +22,7 @@ from sglang_er.kernels.reference import dequantize as reference_dequantize
 from sglang_er.kernels.reference import quantize_pack as reference_quantize_pack
 from sglang_er.kernels.reference import w4a8_linear as reference_w4a8_linear
 from sglang_er.kernels.reference import w4a16_linear as reference_w4a16_linear
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, run
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_triton, run
 
 _ACTIVATION_DTYPES = WEIGHT_DTYPES
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
@@ -37,6 +37,8 @@ register("w4a8_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, refer
 register("w4a8_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a8_linear.w4a8_linear))
 register("dequantize", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_dequantize.dequantize))
 register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize))
+for _op in ("quantize_pack", "w4a16_linear", "dequantize"):
+    register_triton(_op, WEIGHT_DTYPES)
 
 
 def quantize_pack(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from sglang_er.kernels import self_test
+from sglang_er.kernels import proven, self_test
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,13 @@ def later(module: str, function: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
     return lambda *arguments: found()(*arguments)
+
+
+def register_triton(op: str, dtypes: frozenset[torch.dtype]) -> None:
+    """`triton/<op>.py`. For GPUs, and wherever Triton's interpreter is on for whoever names it."""
+    device = None if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+    function = later(f"sglang_er.kernels.triton.{op}", op)
+    register(op, Implementation("triton", device, dtypes, function, proven=(op, "triton") in proven.KERNELS))
 
 
 def ops() -> list[str]:

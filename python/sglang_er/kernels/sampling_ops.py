@@ -16,7 +16,7 @@ from sglang_er.kernels.cpu import sample_rows as cpu_sample_rows
 from sglang_er.kernels.cpu import softmax_rows as cpu_softmax_rows
 from sglang_er.kernels.reference import sample_rows as reference_sample_rows
 from sglang_er.kernels.reference import softmax_rows as reference_softmax_rows
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, run
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_triton, run
 
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
 
@@ -24,6 +24,8 @@ register("sample_rows", Implementation(REFERENCE, None, _REFERENCE_DTYPES, refer
 register("sample_rows", Implementation("cpu", "cpu", frozenset({torch.float32}), cpu_sample_rows.sample_rows))
 register("softmax_rows", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_softmax_rows.softmax_rows))
 register("softmax_rows", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_softmax_rows.softmax_rows))
+register_triton("sample_rows", frozenset({torch.float32}))
+register_triton("softmax_rows", WEIGHT_DTYPES)
 
 
 def sample_rows(

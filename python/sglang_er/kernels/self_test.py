@@ -19,6 +19,7 @@ from sglang_er.kernels.reference.paged_attention import paged_attention
 from sglang_er.kernels.reference.quantize_pack import quantize_pack
 from sglang_er.kernels.reference.sample_rows import sample_rows
 from sglang_er.kernels.reference.softmax_rows import softmax_rows
+from sglang_er.kernels.reference.verify_chain import verify_chain
 from sglang_er.kernels.reference.w4a16_linear import w4a16_linear
 
 Function = Callable[..., Any]
@@ -170,6 +171,27 @@ def _sample_rows(function: Function, draw: _Draw) -> str | None:
     return None
 
 
+def _verify_chain(function: Function, draw: _Draw) -> str | None:
+    p, q = (draw.normal(4, width, 5003).float().relu().to(draw.dtype) for width in (4, 3))
+    drafts = _drafts_of(q)
+    coins = draw.coins(16).view(4, 4)
+    for accept in (coins[:, :3].contiguous(), torch.zeros_like(coins[:, :3])):  # some kept, all kept
+        results, truths = (
+            (torch.empty((4, 4), dtype=torch.int64, device=draw.device), draw.ints([0] * 4, torch.int32))
+            for _ in range(2)
+        )
+        function(p, q, drafts, accept, coins[:, 3].contiguous(), _poisoned(results[0]), _poisoned(results[1]))
+        verify_chain(p, q, drafts, accept, coins[:, 3].contiguous(), *truths)
+        if not all(torch.equal(result, truth) for result, truth in zip(results, truths, strict=True)):
+            return f"committed {results[0].tolist()} in place of {truths[0].tolist()}"
+    return None
+
+
+def _drafts_of(q: torch.Tensor) -> torch.Tensor:
+    """A draft per row that q gives some weight: int64 [rows, drafts]."""
+    return torch.stack([row.nonzero()[7 + place, 0] for rows in q for place, row in enumerate(rows)]).view(q.shape[:2])
+
+
 _CASES: dict[str, Callable[[Function, _Draw], str | None]] = {
     "quantize_pack": _quantize_pack,
     "dequantize": _dequantize,
@@ -178,4 +200,5 @@ _CASES: dict[str, Callable[[Function, _Draw], str | None]] = {
     "paged_attention": _paged_attention,
     "softmax_rows": _softmax_rows,
     "sample_rows": _sample_rows,
+    "verify_chain": _verify_chain,
 }

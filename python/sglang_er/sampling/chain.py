@@ -42,6 +42,12 @@ def verify_chain(
         drafts: int64 [B, gamma].
     """
     gamma = drafts.shape[1]
+    if drafts.device.type != "cpu":
+        coins = torch.rand((len(drafts), gamma + 1), dtype=torch.float64, device=drafts.device, generator=generator)
+        verified = kernels.verify_chain(
+            p, q, drafts, coins[:, :gamma], coins[:, gamma].contiguous(), implementation=_implementation(p)
+        )
+        return ChainResult(*verified)
     index = drafts[..., None]
     p_drafts = p[:, :gamma].gather(-1, index).squeeze(-1).to(torch.float64)
     q_drafts = q.gather(-1, index).squeeze(-1).to(torch.float64)

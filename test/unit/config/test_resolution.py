@@ -99,6 +99,9 @@ OPTIONS = {
     "executor": st.sampled_from(["native", "wrapped"]),
     "kv_shadow": st.sampled_from(["off", "int8", "int4"]),
     "kv_shadow_from": st.integers(0, 100_000),
+    "draft_graphs": st.sampled_from(["auto", "on", "off", "eager"]),
+    "graph_memory_mb": st.integers(0, 100_000),
+    "graph_seconds": st.floats(0.0, 1000.0),
     "draft_activations": st.sampled_from(["int8", "exact"]),
 }
 

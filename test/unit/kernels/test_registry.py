@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +41,7 @@ def test_reference_by_environment(fresh_loader):
 
 def test_unknown_implementation_names_the_known_ones(fresh_loader):
     fresh_loader.setenv("SGLANG_ER_KERNELS", "fast")
-    with pytest.raises(ValueError, match="no implementation 'fast', choose one of auto, reference, cpu"):
+    with pytest.raises(ValueError, match="no implementation 'fast', choose one of auto, reference, cpu, triton"):
         kernels.quantize_pack(torch.ones(16, 128))
 
 
@@ -114,3 +116,59 @@ threads = [line for line in open("/proc/self/status") if line.startswith("Thread
 print(threads)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def make(name: str, **options) -> registry.Implementation:
+    return registry.Implementation(name, "cuda", frozenset({torch.float32}), lambda *_: None, **options)
+
+
+@pytest.fixture
+def several(monkeypatch):
+    """An op with implementations for a GPU beside the reference; what they would compute is not asked."""
+    known = {"op": [make("first", proven=False), make("second", serves=lambda size: size < 8), make("third")]}
+    known["op"].append(registry.Implementation("reference", None, frozenset({torch.float32}), lambda *_: None))
+    monkeypatch.setattr(registry, "_implementations", known)
+    registry.candidates.cache_clear()
+    yield known["op"]
+    registry.candidates.cache_clear()
+
+
+def names(choice: str | None = None) -> list[str]:
+    return [entry.name for entry in registry.candidates("op", "cuda", torch.float32, choice)]
+
+
+def test_a_gpu_takes_what_was_seen_correct_and_the_reference_last(several):
+    assert names() == ["second", "third", "reference"]
+
+
+def test_what_is_named_is_asked_in_that_order(several):
+    assert names("first") == ["first"] and names("third, first") == ["third", "first"]
+
+
+def test_what_fails_its_self_test_is_not_asked_and_said_so(several, monkeypatch, caplog):
+    broken = several[1].function
+    monkeypatch.setattr(registry.self_test, "problem", lambda _, function, *__: "wrong" if function is broken else None)
+    assert names() == ["third", "reference"] and "second is not used on this cuda: wrong" in caplog.text
+    with pytest.raises(RuntimeError, match="second gives wrong results"):
+        names("second")
+
+
+def test_arguments_that_one_does_not_serve_go_to_the_next(several):
+    asked = []
+    for index, entry in enumerate(several):
+        several[index] = dataclasses.replace(entry, function=lambda *_, name=entry.name: asked.append(name))
+    registry.candidates.cache_clear()
+    registry.run("op", "cuda", torch.float32, None, 4)
+    registry.run("op", "cuda", torch.float32, None, 8)
+    assert asked == ["second", "third"]
+    with pytest.raises(TypeError, match="served by none of second"):
+        registry.run("op", "cuda", torch.float32, "second", 8)
+
+
+def test_every_triton_module_is_there():
+    """They are imported at first use only."""
+    for op in registry.ops():
+        for entry in registry.implementations(op):
+            if entry.name == "triton":
+                module = importlib.import_module(f"sglang_er.kernels.triton.{op}")
+                assert callable(getattr(module, op)) and module.SPECS

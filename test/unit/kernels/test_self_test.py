@@ -17,9 +17,10 @@ OPS = (
     "quantize_pack",
     "sample_rows",
     "softmax_rows",
+    "verify_chain",
     "w4a16_linear",
 )
-DTYPES = {"sample_rows": (torch.float32,)}
+DTYPES = {"sample_rows": (torch.float32,), "verify_chain": (torch.float32,)}
 
 
 def implementations(op: str) -> list[registry.Implementation]:
@@ -59,6 +60,8 @@ def first_bit(tensor: torch.Tensor) -> None:
         ("kv_shadow_store", lambda arguments: arguments[-1].values[90].bitwise_xor_(1)),
         ("paged_attention", lambda arguments: arguments[-1][1, 3, 7].add_(0.1)),
         ("sample_rows", lambda arguments: arguments[-1][2].add_(1)),
+        ("verify_chain", lambda arguments: arguments[-2][1, 0].add_(1)),
+        ("verify_chain", lambda arguments: arguments[-1][3].sub_(1)),
         ("softmax_rows", lambda arguments: arguments[-1][2, 4999].add_(0.01)),
         ("w4a16_linear", lambda arguments: arguments[-1][-1, -1].mul_(1.5).add_(0.5)),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
@@ -45,6 +46,15 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_device(self, local_rank: int = 0) -> str:  # type: ignore[override]
         # Resolving --device splits this at a colon: an out-of-tree platform has to answer with a string.
         return "cpu"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> Any:
+        """Without it `POST /start_profile` ends the scheduler."""
+        import torch
+
+        return torch.profiler.ProfilerActivity.CPU
 
     def get_default_attention_backend(self) -> str:
         return ATTENTION_BACKEND

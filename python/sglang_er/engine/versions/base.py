@@ -97,6 +97,14 @@ class Adapter(ABC):
     def compute_logprobs(self, batch: Any, output: Any, tokens: torch.Tensor, width: int) -> None:
         """Logprobs of `tokens` flat [B * width] from the rows of output.next_token_logits, into `output`."""
 
+    # -- CUDA graphs ---------------------------------------------------------------------------------------------
+
+    records_graphs: ClassVar[bool]  # `engine/cuda` knows this version's graph runners
+
+    @abstractmethod
+    def decode_graphs(self) -> list[int]:
+        """Batch sizes whose decode steps this server records; none without CUDA graphs."""
+
     # -- weight updates ------------------------------------------------------------------------------------------
 
     has_sessions: ClassVar[bool]  # begin_weight_update and end_weight_update exist

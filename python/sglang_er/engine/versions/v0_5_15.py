@@ -162,6 +162,11 @@ class Sglang0515(Adapter):
 
         return bool(get_server_args().enable_deterministic_inference)
 
+    records_graphs = False
+
+    def decode_graphs(self) -> list[int]:
+        return []
+
     def weight_version(self, tokenizer_manager: Any) -> Any:
         return tokenizer_manager.server_args.weight_version
 

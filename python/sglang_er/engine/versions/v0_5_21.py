@@ -96,6 +96,15 @@ class Sglang0521(Adapter):
 
         return bool(get_exec().deterministic.enable_deterministic_inference)
 
+    records_graphs = True
+
+    def decode_graphs(self) -> list[int]:
+        from sglang.srt.model_executor.cuda_graph_config import Backend
+        from sglang.srt.runtime_context import get_exec
+
+        decode = get_exec().graph.cuda_graph_config.decode
+        return [] if decode.backend == Backend.DISABLED else list(decode.bs or ())
+
     def weight_version(self, tokenizer_manager: Any) -> Any:
         return tokenizer_manager.config_value("weight_version")
 

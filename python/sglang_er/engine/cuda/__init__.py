@@ -1,0 +1,1 @@
+"""What only exists on a GPU: recording SGLang's forwards."""

@@ -1,0 +1,164 @@
+"""W[N, K] bf16, fp16 or fp32 to int4, asymmetric, round to nearest: bit for bit the reference's result.
+
+Layout: csrc/include/sglang_er/packed_weight.h. A program takes the 16 rows of a block and neighbouring groups, about
+256 inputs, as four tiles: quarter i of the groups holds the nibbles at bits 4i of the half words, so four levels join
+by shifts and two neighbours by one more. Rows are read along K in pieces of 16 bytes, words written in whole lines.
+
+Bound: every weight is read once and every packed byte written once, at the bandwidth of a copy.
+
+Scale and zero are rounded to bf16 with integers, levels by adding 2**23: the same bits on every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang_er.kernels.base import PackedWeight
+
+TILE_INPUTS = 256  # 8 KiB of bf16 a program: enough programs in flight to hide memory latency
+
+
+@triton.jit
+def _load(at, live):
+    """As fp32. Bits of bf16 are moved, not converted: the interpreter gets denormal bf16 wrong."""
+    if at.dtype.element_ty == tl.int16:
+        return (tl.load(at, mask=live, other=0).to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(
+            tl.float32, bitcast=True
+        )
+    else:
+        return tl.load(at, mask=live, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _round_to_bf16(value):
+    """fp32 rounded to the nearest bf16, ties to even (finite values)."""
+    bits = value.to(tl.uint32, bitcast=True)
+    bits += 0x7FFF + ((bits >> 16) & 1)
+    return (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _bf16_bits(value):
+    return (value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16)
+
+
+@triton.jit
+def _level_bits(
+    values: tl.tensor, zero: tl.tensor, inverse_scale: tl.tensor, live: tl.tensor, SHIFT: tl.constexpr
+) -> tl.tensor:
+    """Levels 0..15, NaN is 0, shifted left; the low bits of 2**23 + x are x rounded to the nearest, ties to even."""
+    level = (values - zero) * inverse_scale
+    level = tl.minimum(tl.where(level > 0, level, 0.0), 15.0)
+    bits = (level + 8388608.0).to(tl.uint32, bitcast=True) & 15
+    return tl.where(live, bits << SHIFT, 0)
+
+
+@triton.jit
+def pack_kernel(
+    weight: tl.tensor,
+    packed: tl.tensor,
+    scales_zeros: tl.tensor,
+    N: tl.tensor,
+    K: tl.tensor,
+    stride: tl.tensor,
+    groups: tl.tensor,
+    GROUP: tl.constexpr,
+    TILE_GROUPS: tl.constexpr,
+    QUARTER: tl.constexpr,  # GROUP / 4 rounded up to a power of two
+) -> None:
+    tiles = tl.cdiv(groups, TILE_GROUPS)
+    block = tl.program_id(0) // tiles
+    group = (tl.program_id(0) % tiles) * TILE_GROUPS + tl.arange(0, TILE_GROUPS)
+    lane = tl.arange(0, 16)
+    row_live = block * 16 + lane < N
+    rows = weight + (block * 16 + lane).to(tl.int64) * stride
+
+    # [lane, group, input of the quarter]
+    column = tl.arange(0, QUARTER)[None, None, :]
+    k0 = group[None, :, None] * GROUP + column
+    k1, k2, k3 = k0 + GROUP // 4, k0 + GROUP // 2, k0 + 3 * GROUP // 4
+    inside = column < GROUP // 4
+    live0, live1, live2, live3 = inside & (k0 < K), inside & (k1 < K), inside & (k2 < K), inside & (k3 < K)
+    at, here = rows[:, None, None], row_live[:, None, None]
+    w0 = _load(at + k0, here & live0)
+    w1 = _load(at + k1, here & live1)
+    w2 = _load(at + k2, here & live2)
+    w3 = _load(at + k3, here & live3)
+
+    inf = float("inf")
+    low = tl.minimum(
+        tl.minimum(tl.where(live0, w0, inf), tl.where(live1, w1, inf)),
+        tl.minimum(tl.where(live2, w2, inf), tl.where(live3, w3, inf)),
+    )
+    high = tl.maximum(
+        tl.maximum(tl.where(live0, w0, -inf), tl.where(live1, w1, -inf)),
+        tl.maximum(tl.where(live2, w2, -inf), tl.where(live3, w3, -inf)),
+    )
+    # Groups past the end of the tile have no weights: zeros keep their arithmetic finite.
+    low = tl.where(group[None, :] < groups, tl.min(low, axis=2), 0.0)
+    high = tl.where(group[None, :] < groups, tl.max(high, axis=2), 0.0)
+
+    low = tl.where(low == 0, 0.0, low)  # of either sign; a negative one that rounds to zero keeps its sign
+    step = tl.math.div_rn(high, 15.0) - tl.math.div_rn(low, 15.0)
+    scale = tl.maximum(_round_to_bf16(step), 1.1754943508222875e-38)  # 2**-126
+    largest = 3.3895313892515355e38  # of bf16
+    zero = tl.minimum(tl.maximum(_round_to_bf16(low), -largest), largest)
+    inverse = tl.math.div_rn(1.0, scale)[:, :, None]
+    base = zero[:, :, None]
+
+    halves = _level_bits(w0, base, inverse, live0, 0) | _level_bits(w1, base, inverse, live1, 4)
+    halves |= _level_bits(w2, base, inverse, live2, 8) | _level_bits(w3, base, inverse, live3, 12)
+    even, odd = tl.split(tl.reshape(halves, (16, TILE_GROUPS, QUARTER // 2, 2)))
+    words = even | (odd << 16)
+
+    WORDS: tl.constexpr = GROUP // 8
+    word = tl.arange(0, QUARTER // 2)[None, None, :]
+    group_live = group < groups
+    index = block.to(tl.int64) * groups + group
+    tl.store(
+        packed + index[None, :, None] * (WORDS * 16) + word * 16 + lane[:, None, None],
+        words.to(tl.int32, bitcast=True),
+        mask=group_live[None, :, None] & (word < WORDS),
+    )
+    meta = scales_zeros + index[None, :] * 32 + lane[:, None]
+    tl.store(meta, tl.where(row_live[:, None], _bf16_bits(scale), 0).to(tl.int16), mask=group_live[None, :])
+    tl.store(meta + 16, tl.where(row_live[:, None], _bf16_bits(zero), 0).to(tl.int16), mask=group_live[None, :])
+
+
+def constants(group_size: int) -> dict[str, int]:
+    quarter = triton.next_power_of_2(group_size // 4)
+    return {"GROUP": group_size, "TILE_GROUPS": max(1, TILE_INPUTS // (4 * quarter)), "QUARTER": quarter}
+
+
+def warps(group_size: int) -> int:
+    """So that a thread holds at most 64 weights."""
+    return 4 if group_size <= 512 else 8
+
+
+def quantize_pack(weight: torch.Tensor, out: PackedWeight) -> None:
+    blocks, groups = out.packed.shape[:2]
+    sizes = constants(out.group_size)
+    weight = weight.detach()
+    pack_kernel[(blocks * triton.cdiv(groups, sizes["TILE_GROUPS"]),)](
+        weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight,
+        out.packed.view(torch.int32),
+        out.scales_zeros.view(torch.int16),
+        out.out_features,
+        out.in_features,
+        weight.stride(0),
+        groups,
+        **sizes,
+        num_warps=warps(out.group_size),
+    )
+
+
+_ARGUMENTS = {"packed": "*i32", "scales_zeros": "*i16", "N": "i32", "K": "i32", "stride": "i32", "groups": "i32"}
+SPECS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
+    (pack_kernel, {"weight": weight, **_ARGUMENTS}, constants(group_size))
+    for weight in ("*i16", "*fp16", "*fp32")  # bf16 comes as its bits
+    for group_size in (32, 64, 96, 128, 1024)
+]

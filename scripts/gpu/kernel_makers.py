@@ -1,0 +1,221 @@
+"""Random arguments of every op's public checked function, its outputs poisoned before the call, and how far the result
+is from the reference in fp64 or, where the bits are fixed, from the reference's bits. `kernel_cases.py` has the sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from support.paged_pool import PagedPool, random_pool
+
+from sglang_er import kernels
+from sglang_er.kernels import KvShadow, PackedWeight
+
+REFERENCE = "reference"
+POISON = 0xAA
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+# Rounding to the output's dtype alone is a third of these; tf32 products for fp32 ones are three times the last.
+TOLERANCE = {BF16: 4e-3, FP16: 1e-3, FP32: 1e-4}
+# Attention may round its weights to the dtype of the values, as every flash kernel does.
+ATTENTION_TOLERANCE = {BF16: 8e-3, FP16: 1e-3, FP32: 1e-4}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random values; drawn on the CPU, so that a seed means the same everywhere."""
+
+    device: str
+    generator: torch.Generator
+
+    def normal(self, *shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device, dtype)
+
+    def weight(self, rows: int, cols: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+        """As `normal`, on the device: output matrices are large."""
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        return torch.randn(rows, cols, generator=torch.Generator(self.device).manual_seed(seed), device=self.device).to(
+            dtype
+        )
+
+    def coins(self, count: int) -> torch.Tensor:
+        return torch.rand(count, generator=self.generator, dtype=torch.float64).to(self.device)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`call(implementation)` computes into poisoned outputs; `error()` judges what the last call left there."""
+
+    call: Callable[[str], None]
+    error: Callable[[], float]
+    tolerance: float
+
+
+def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """Of the norm; NaN where anything is NaN that should not be."""
+    found, truth = found.double(), truth.double()
+    return float((found - truth).norm() / truth.norm())
+
+
+def different(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
+    """Share of the bytes that differ."""
+    wrong = sum(int((a.view(torch.uint8) != b.view(torch.uint8)).sum()) for a, b in zip(found, truth))
+    return wrong / sum(a.nbytes for a in found)
+
+
+def _poison(*buffers: torch.Tensor) -> None:
+    for buffer in buffers:
+        buffer.view(torch.uint8).fill_(POISON)
+
+
+class Guarded:
+    """A matrix within a wider one of NaN: who writes beside it, or not all of it, is found out."""
+
+    def __init__(self, rows: int, cols: int, dtype: torch.dtype, device: str, margin: int = 8) -> None:
+        self.wide = torch.empty(rows, cols + margin, dtype=dtype, device=device)
+        self.out = self.wide[:, :cols]
+
+    def poison(self) -> torch.Tensor:
+        self.wide.fill_(math.nan)
+        return self.out
+
+    def error(self, truth: torch.Tensor) -> float:
+        untouched = bool(self.wide[:, self.out.shape[1] :].isnan().all())
+        return relative(self.out, truth) if untouched else math.inf
+
+
+def quantize_pack(rows: int, cols: int, group: int, dtype: torch.dtype, draw: Draw) -> Prepared:
+    weight = draw.weight(rows, cols + 8, dtype)[:, :cols]
+    weight[0] = 0.5  # a row of one value has no span
+    out, truth = (PackedWeight.empty(rows, cols, group, dtype, draw.device) for _ in range(2))
+    kernels.quantize_pack(weight, group, out=truth, implementation=REFERENCE)
+
+    def call(implementation: str) -> None:
+        _poison(out.packed, out.scales_zeros)
+        kernels.quantize_pack(weight, group, out=out, implementation=implementation)
+
+    pairs = [(out.packed, out.scales_zeros), (truth.packed, truth.scales_zeros)]
+    return Prepared(call, lambda: different(*pairs), 0.0)
+
+
+def w4_linear(
+    op: str, m: int, n: int, k: int, group: int, dtype: torch.dtype, bias: torch.dtype | None, draw: Draw
+) -> Prepared:
+    function = getattr(kernels, op)
+    weight = kernels.quantize_pack(draw.weight(n, k), group, implementation=REFERENCE)
+    x = draw.normal(m, k + 8, dtype=dtype)[:, :k]
+    added = None if bias is None else draw.normal(n, dtype=bias)
+    truth = function(x.double(), weight, None, implementation=REFERENCE)
+    truth = truth if added is None else truth + added.double()
+    guarded = Guarded(m, n, dtype, draw.device)
+
+    def call(implementation: str) -> None:
+        function(x, weight, added, guarded.poison(), implementation=implementation)
+
+    return Prepared(call, lambda: guarded.error(truth), TOLERANCE[dtype])
+
+
+def bf16_linear(m: int, n: int, k: int, dtype: torch.dtype, bias: torch.dtype | None, draw: Draw) -> Prepared:
+    weight, x = draw.weight(n, k, dtype), draw.normal(m, k + 8, dtype=dtype)[:, :k]
+    added = None if bias is None else draw.normal(n, dtype=bias)
+    truth = x.double() @ weight.double().T
+    truth = truth if added is None else truth + added.double()
+    guarded = Guarded(m, n, dtype, draw.device)
+
+    def call(implementation: str) -> None:
+        kernels.bf16_linear(x, weight, added, guarded.poison(), implementation=implementation)
+
+    return Prepared(call, lambda: guarded.error(truth), TOLERANCE[dtype])
+
+
+def dequantize(rows: int, cols: int, group: int, draw: Draw) -> Prepared:
+    weight = kernels.quantize_pack(draw.weight(rows, cols), group, implementation=REFERENCE)
+    truth = kernels.dequantize(weight, implementation=REFERENCE)
+    found: list[torch.Tensor] = []
+
+    def call(implementation: str) -> None:
+        found[:] = [kernels.dequantize(weight, implementation=implementation)]
+
+    return Prepared(call, lambda: relative(found[0], truth), 1e-6)
+
+
+def _pool(
+    draw: Draw,
+    requests: list[tuple[int, int]],
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    page_size: int,
+    window: int,
+) -> PagedPool:
+    pool = random_pool(
+        draw.generator,
+        requests,
+        heads=heads[0],
+        kv_heads=heads[1],
+        head_dim=heads[2],
+        dtype=dtype,
+        q_dtype=dtype,
+        page_size=page_size,
+        window=window,
+    )
+    return PagedPool(*(tensor.to(draw.device) for tensor in pool.args()))
+
+
+def _seen(pool: PagedPool) -> torch.Tensor:
+    """All slots of the requests, without what lies before a window."""
+    slots = torch.cat([pool.slots(index) for index in range(pool.rows.shape[0])])
+    return slots[slots < pool.keys.shape[0]]
+
+
+def paged_attention(
+    requests: list[tuple[int, int]],
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    page: int,
+    window: int,
+    bits: int,
+    draw: Draw,
+) -> Prepared:
+    """`bits`: of a shadow, 0 for none."""
+    pool = _pool(draw, requests, heads, dtype, page, window)
+    options = {"scale": heads[2] ** -0.5, "window": window}
+    if bits:
+        shadow = KvShadow.empty(pool.keys.shape[0], heads[1], heads[2], heads[2], bits, draw.device)
+        _poison(shadow.keys, shadow.values, shadow.key_scales, shadow.value_scales)
+        slots = _seen(pool)
+        slots = slots[torch.rand(len(slots), generator=draw.generator).to(draw.device) < 0.9]
+        kernels.kv_shadow_store(pool.keys, pool.values, slots, shadow, implementation=REFERENCE)
+        valid = torch.zeros(pool.keys.shape[0], dtype=torch.uint8, device=draw.device)
+        valid[slots] = 1
+        options |= {"shadow": shadow, "valid": valid, "exact_newest": 7}
+    truth = kernels.paged_attention(*pool.double().args(), implementation=REFERENCE, **options)
+    out = torch.empty_like(pool.q)
+
+    def call(implementation: str) -> None:
+        out.fill_(math.nan)
+        kernels.paged_attention(*pool.args(), out=out, implementation=implementation, **options)
+
+    return Prepared(call, lambda: relative(out, truth), ATTENTION_TOLERANCE[dtype])
+
+
+def kv_shadow_store(tokens: int, kv_heads: int, head_dim: int, bits: int, dtype: torch.dtype, draw: Draw) -> Prepared:
+    """Slots that are not named keep their bytes."""
+    slots_in_all = 2 * tokens + 3
+    keys, values = (draw.normal(slots_in_all, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+    slots = torch.randperm(slots_in_all, generator=draw.generator)[:tokens].to(draw.device)
+    keys[slots[0]] = 0
+    buffers = []
+    for _ in range(2):
+        shadow = KvShadow.empty(slots_in_all, kv_heads, head_dim, head_dim, bits, draw.device)
+        buffers.append((shadow, (shadow.keys, shadow.values, shadow.key_scales, shadow.value_scales)))
+    (found, found_buffers), (truth, truth_buffers) = buffers
+    _poison(*truth_buffers)
+    kernels.kv_shadow_store(keys, values, slots, truth, implementation=REFERENCE)
+
+    def call(implementation: str) -> None:
+        _poison(*found_buffers)
+        kernels.kv_shadow_store(keys, values, slots, found, implementation=implementation)
+
+    return Prepared(call, lambda: different(found_buffers, truth_buffers), 0.0)

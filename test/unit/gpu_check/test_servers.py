@@ -1,0 +1,147 @@
+"""The servers of the GPU check: their flags, and who is started, kept, stopped and killed; with pretended servers."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.server import Server
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
+
+from gpu import longtail, rollouts, servers
+from gpu.sections import Options, Skip
+from gpu.servers import KINDS, Servers, flags_of
+
+GPU = Options(Path())
+
+
+def test_sglang_knows_every_flag():
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    for kind in KINDS.values():
+        flags = [flag for flag in flags_of(kind, GPU, Path("model")) if flag != "--plain"]
+        args = parser.parse_args(["--model-path", "model", *flags])
+        assert args.device == "cuda" and args.attention_backend == "triton"
+        assert args.speculative_draft_model_path in (None, "model")
+
+
+def test_exactness_is_checked_without_graphs_unless_they_are_asked_for():
+    eager = "--disable-cuda-graph"
+    assert eager in flags_of(KINDS["fp32"], GPU, Path())
+    assert eager not in flags_of(KINDS["fp32"], Options(Path(), cuda_graph=True), Path())
+    assert eager not in flags_of(KINDS["7b"], GPU, Path())
+    assert eager in flags_of(KINDS["7b"], Options(Path(), eager=True), Path())
+    assert "cuda" not in flags_of(KINDS["fp32"], Options(Path(), dry_run=True), Path())
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what was started and stopped; a `server` is a process that sleeps."""
+    events: list[str] = []
+
+    @contextmanager
+    def running(model: Path, log: Path, *flags: str, env: dict[str, str]) -> Iterator[Server]:
+        if "NGRAM" in flags:
+            raise AssertionError("the server ended with 1:\nno such algorithm")
+        events.append(f"start {log.stem}")
+        log.write_text("")
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        try:
+            yield Server("http://localhost", log, process)
+        finally:
+            events.append(f"stop {log.stem}")
+            process.kill()
+            process.wait()
+
+    monkeypatch.setattr(servers, "running_server", running)
+    monkeypatch.setattr(servers, "made", lambda model: Path("model"))
+    return events
+
+
+def test_a_server_is_shared_until_another_kind_is_asked_for(started: list[str], tmp_path: Path):
+    some = Servers(Options(tmp_path))
+    with some.watched(60):
+        assert some.get("7b") is some.get("7b")
+        some.get("1.5b")
+    some.stop()
+    assert started == ["start server-7b", "stop server-7b", "start server-1.5b", "stop server-1.5b"]
+    assert not list(tmp_path.iterdir())  # the logs of servers that were well are gone
+
+
+def test_one_server_stands_for_all_in_a_dry_run(started: list[str], tmp_path: Path):
+    some = Servers(Options(tmp_path, dry_run=True))
+    assert some.get("fp32") is some.get("7b")
+    some.stop()
+    assert started == ["start server-fp32", "stop server-fp32"]
+
+
+def test_a_server_that_does_not_start_is_tried_once(started: list[str], tmp_path: Path):
+    some = Servers(Options(tmp_path))
+    with pytest.raises(AssertionError, match="no such algorithm"):
+        some.get("7b ngram")
+    with pytest.raises(Skip, match="no such algorithm"):
+        some.get("7b ngram")
+    assert started == []
+
+
+def test_a_server_that_hangs_is_killed_and_the_next_cell_gets_another(started: list[str], tmp_path: Path):
+    some = Servers(Options(tmp_path))
+    with some.watched(0.3):
+        first = some.get("7b")
+        assert first.process.wait(10) < 0
+    with some.watched(60):
+        second = some.get("7b")
+        time.sleep(0.5)
+        assert second is not first and second.process.poll() is None
+    second.process.kill()
+    second.process.wait()
+    some.stop()
+    assert second.log.exists()
+
+
+def test_a_given_server_is_used_for_everything(started: list[str], tmp_path: Path):
+    some = Servers(Options(tmp_path, url="http://localhost:1"))
+    with some.watched(0.01):
+        time.sleep(0.05)
+        assert some.get("7b").url == "http://localhost:1"
+    some.stop()
+    assert some.get("fp32").url == "http://localhost:1" and started == []
+
+
+def test_the_grid_begins_with_what_tells_most_and_holds_no_more_than_a_million_tokens():
+    grid = rollouts.grid()
+    assert grid[:3] == (("7b", 1, 1024), ("7b", 16, 8192), ("7b", 64, 16384))
+    assert len(set(grid)) == len(grid) == 2 * (3 * 5 - 1)
+    assert max(batch * size for _, batch, size in grid) == 1 << 20
+
+
+def test_the_long_tail_rollout_has_eight_samples_a_prompt_and_the_length_of_the_paper():
+    requests = longtail.rollout(dry_run=False, task_text=False)
+    lengths = [request.output_tokens for request in requests]
+    assert len(requests) == 128 and len({request.input_ids for request in requests}) == 16
+    assert requests[0].input_ids == requests[7].input_ids != requests[8].input_ids
+    assert abs(sum(lengths) / 128 - 650) < 1 and 6 * 650 < max(lengths) <= 8192
+
+
+def test_the_papers_rule_becomes_the_batch_from_which_it_drafts():
+    from sglang_er.policy.base import StepState
+    from sglang_er.policy.paper import PaperPolicy
+    from sglang_er.rollout import roofline
+
+    constants = roofline.make("h200", "7b").paper_constants()
+    limit = longtail.paper_batch(constants)
+    assert 1 < limit < 128
+    for batch, drafts in ((limit + 1, False), (limit, True)):
+        policy = PaperPolicy(constants, ramp=0)
+        state = StepState(batch, batch * longtail.PAPER_CONTEXT, 15, batch)
+        assert policy.choose(state) == 0  # the step that switches is a plain one
+        assert (policy.choose(state) > 0) == drafts

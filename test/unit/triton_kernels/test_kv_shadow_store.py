@@ -1,0 +1,98 @@
+"""The Triton kv_shadow_store gives the reference's bits, and writes nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang_er.kernels import KvShadow
+from sglang_er.kernels.reference import kv_shadow_store as reference
+from sglang_er.kernels.triton import kv_shadow_store as triton_store
+from sglang_er.kernels.triton.rotation import rotation_norm, rotation_steps
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+PARTS = ("keys", "values", "key_scales", "value_scales")
+
+
+def poisoned(slots: int, kv_heads: int, head_dim: int, value_dim: int, bits: int) -> KvShadow:
+    shadow = KvShadow.empty(slots, kv_heads, head_dim, value_dim, bits)
+    for name in PARTS:
+        getattr(shadow, name).view(torch.uint8).fill_(0xAA)
+    return shadow
+
+
+def random_pool(seed: int, slots: int, kv_heads: int, dim: int, dtype: torch.dtype, strided: bool) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.full((slots, kv_heads * dim + (24 if strided else 0)), float("nan"))
+    wide[:, : kv_heads * dim] = torch.randn(slots, kv_heads * dim, generator=generator)
+    return wide.to(dtype)[:, : kv_heads * dim].unflatten(1, (kv_heads, dim))
+
+
+def check(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, bits: int) -> None:
+    shape = (keys.shape[0], keys.shape[1], keys.shape[2], values.shape[2], bits)
+    actual, expected = poisoned(*shape), poisoned(*shape)
+    triton_store.kv_shadow_store(keys, values, slots, actual)
+    reference.kv_shadow_store(keys, values, slots, expected)
+    for name in PARTS:
+        same = getattr(actual, name).view(torch.uint8) == getattr(expected, name).view(torch.uint8)
+        assert same.all(), f"{name}: {int((~same).sum())} of {same.numel()} bytes differ"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("bits", "dims"),
+    [
+        *[(4, dims) for dims in ((64, 64), (128, 128), (96, 32), (32, 160), (256, 64))],
+        *[(8, dims) for dims in ((64, 64), (128, 128), (96, 80), (40, 24), (8, 256))],
+    ],
+    ids=str,
+)
+def test_same_bits_as_the_reference(bits, dims, dtype):
+    seed = sum(dims) + bits
+    keys = random_pool(seed, 60, 3, dims[0], dtype, strided=True)
+    values = random_pool(seed + 1, 60, 3, dims[1], dtype, strided=True)
+    keys[0], values[1] = 0.0, 0.0
+    keys[2, 1, 3] = 3000.0  # an outlier
+    values[3, 0] *= 2.0**-20
+    slots = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+    check(keys, values, torch.cat([torch.arange(4), slots[slots >= 4][:33]]), bits)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("power", [-126, -60, 60, 120])
+def test_scales_at_the_edges_of_the_range(bits, power):
+    """Tiny rows get the smallest scale, whose inverse is still finite; large ones do not overflow."""
+    keys = random_pool(power, 8, 2, 64, torch.float32, strided=False) * 2.0**power
+    check(keys, keys.flip(0).contiguous(), torch.arange(8), bits)
+
+
+def test_levels_on_the_boundary_round_to_even():
+    """Scale 1 exactly: 0.5, 1.5, ... are ties."""
+    values = torch.zeros(4, 1, 64)
+    values[:, 0, 0] = 127.0
+    values[:, 0, 1:] = torch.arange(63) - 31.5
+    check(values, values, torch.arange(4), 8)
+    shadow = KvShadow.empty(4, 1, 64, 64, 8)
+    triton_store.kv_shadow_store(values, values, torch.arange(4), shadow)
+    assert shadow.values[0, 0, 30:36].tolist() == [-2, -2, 0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 16, 17])
+def test_any_number_of_slots(count):
+    """A slot's result does not depend on the others: all sizes give what the whole pool gives."""
+    keys = random_pool(1, 20, 1, 64, torch.bfloat16, strided=False)
+    values = random_pool(2, 20, 1, 64, torch.bfloat16, strided=False)
+    slots = torch.arange(19, -1, -1)[:count]
+    check(keys, values, slots, 4)
+    whole, part = poisoned(20, 1, 64, 64, 4), poisoned(20, 1, 64, 64, 4)
+    triton_store.kv_shadow_store(keys, values, torch.arange(20), whole)
+    triton_store.kv_shadow_store(keys, values, slots, part)
+    for name in PARTS:
+        assert torch.equal(getattr(part, name)[slots].view(torch.uint8), getattr(whole, name)[slots].view(torch.uint8))
+
+
+@pytest.mark.parametrize(("head_dim", "block"), [(64, 64), (128, 128), (96, 32), (160, 32), (256, 256)])
+def test_rotation_constants(head_dim, block):
+    assert 2 ** rotation_steps(head_dim) == block
+    expected = torch.ones(()) / torch.tensor(float(block)).sqrt()
+    assert torch.tensor(rotation_norm(head_dim)) == expected
