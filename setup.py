@@ -19,6 +19,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
@@ -48,7 +49,9 @@ def compiler_version() -> str:
 def source_hash() -> str:
     """Hash of what decides the library's bytes: sources, build script, compiler, flags, tvm-ffi."""
     digest = hashlib.sha256()
-    for path in [ROOT / "CMakeLists.txt", *sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file())]:
+    folders = (ROOT / "csrc" / "cpu", ROOT / "csrc" / "include")
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    for path in [ROOT / "CMakeLists.txt", *sorted(files)]:
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     try:
         tvm_ffi = metadata.version("apache-tvm-ffi")
@@ -107,6 +110,18 @@ class BuildWithCMake(build_ext):
         partial.replace(cached)  # a reader sees a whole library or none
 
 
+class ShipCudaSources(build_py):
+    """CUDA kernels are compiled where they are used: a wheel has their sources beside kernels/cuda/build.py."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        shipped = Path(self.build_lib, "sglang_er", "kernels", "cuda", "csrc")
+        for folder in ("cuda", "include"):
+            shutil.copytree(ROOT / "csrc" / folder, shipped / folder, dirs_exist_ok=True)
+
+
 class WheelForAnyPython(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
@@ -114,5 +129,5 @@ class WheelForAnyPython(bdist_wheel):
 
 setup(
     ext_modules=[Extension("sglang_er.kernels.cpu.libsglang_er_cpu", sources=[])],
-    cmdclass={"build_ext": BuildWithCMake, "bdist_wheel": WheelForAnyPython},
+    cmdclass={"build_ext": BuildWithCMake, "build_py": ShipCudaSources, "bdist_wheel": WheelForAnyPython},
 )

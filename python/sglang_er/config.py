@@ -44,7 +44,7 @@ SWITCHABLE = SYNC_SWITCHABLE | frozenset(
 # Variables with our prefix that are no options (docs/configuration.md); any other unknown one is an error.
 ENV_FILE = "SGLANG_ER_CONFIG"
 ENV_SET_BY = "SGLANG_ER_SET_BY"
-_NOT_OPTIONS = frozenset({ENV_FILE, ENV_SET_BY, "SGLANG_ER_CPU_ISA", "SGLANG_ER_TEST_HOOK"})
+_NOT_OPTIONS = frozenset({ENV_FILE, ENV_SET_BY, "SGLANG_ER_CPU_ISA", "SGLANG_ER_TEST_HOOK", "SGLANG_ER_CUDA_KERNELS"})
 
 Source = Literal["default", "file", "environment", "flag", "admin"]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -123,8 +123,11 @@ class RolloutConfig(SyncOptions):
         le=1024,
         description="threads for the arithmetic on a CPU; without it, serve takes the physical cores that it may use",
     )
-    kernels: Literal["auto", "reference"] = Field(
-        "auto", description="the fastest kernels of this machine, or the plain torch ones they are tested against"
+    kernels: str = Field(
+        "auto",
+        pattern=r"^(auto|(cpu|cuda|triton|reference)(,(cpu|cuda|triton|reference))*)$",
+        description="who computes: auto, for the fastest kernels of this machine, or names in the order of preference: "
+        "cpu, cuda, triton, and reference, the plain torch ones that the others are tested against",
     )
 
     executor: Literal["native", "wrapped"] = Field(
@@ -204,6 +207,11 @@ class RolloutConfig(SyncOptions):
             return None
         _check_gammas(value, info)
         return value
+
+    @property
+    def own_kernels(self) -> bool:
+        """Whether a CPU's compiled kernels may be used beyond the registry, which looks at `kernels` itself."""
+        return self.kernels.split(",")[0] in ("auto", "cpu")
 
     def set_by(self) -> dict[str, Source]:
         """Which layer each field's value comes from."""

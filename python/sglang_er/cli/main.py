@@ -33,6 +33,7 @@ COMMANDS = {
     "conformance": "check what RL trainers rely on, against a running server",
     "plot": "draw where speculation gains, or a simulated rollout over time",
     "doctor": "show what this machine and installation are, and what is wrong with them",
+    "build-kernels": "compile the CUDA kernels, into the cache or a folder to ship",
     "make-model": "write a Hugging Face checkpoint of a chosen shape, without downloads",
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.managers.utils import GenerationBatchResult
 
+from sglang_er import kernels
 from sglang_er.config import from_env
 from sglang_er.engine import compat, forward, rows, seeding, standard_rows
 from sglang_er.engine.controller import Controller
@@ -55,6 +56,8 @@ class EfficientRolloutWorker(WorkerBase):
         self.speculative_num_steps = self.config.gamma_max
         self.speculative_num_draft_tokens = self.config.gamma_max + 1
         # Before the KV pool is sized, so that its profiling sees the packed weights.
+        if self.device != "cpu":  # tries them, which must not happen while a graph is recorded
+            logger.info("sglang-er: kernels: %s", self._kernels(torch.device(self.device).type))
         self.target_graphs = TargetGraphs(self.model_runner)
         self._records = self.device == "cuda" and bool(ADAPTER.decode_graphs())
         if self._records:
@@ -73,6 +76,13 @@ class EfficientRolloutWorker(WorkerBase):
             module, _, name = hook.partition(":")
             logger.warning("sglang-er: %s=%s is active: this server is for tests only", TEST_HOOK_ENV, hook)
             getattr(importlib.import_module(module), name)(self)
+
+    def _kernels(self, device: str) -> str:
+        """Who computes which op of a draft pass."""
+        dtypes = {"sample_rows": torch.float32, "verify_chain": torch.float32}
+        ops = ("quantize_pack", "w4a16_linear", "paged_attention", "softmax_rows", "sample_rows", "verify_chain")
+        chosen = {op: kernels.active_implementation(op, device, dtypes.get(op, self.model_runner.dtype)) for op in ops}
+        return ", ".join(f"{op} {name}" for op, name in chosen.items())
 
     # -- what the scheduler asks of a speculative worker ---------------------------------------------------------
 

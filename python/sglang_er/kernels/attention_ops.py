@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from sglang_er.kernels.base import WEIGHT_DTYPES, check_device, check_dtype
+from sglang_er.kernels.base import HALF_DTYPES, WEIGHT_DTYPES, check_device, check_dtype
 from sglang_er.kernels.cpu import kv_shadow_store as cpu_kv_shadow_store
 from sglang_er.kernels.cpu import paged_attention as cpu_paged_attention
+from sglang_er.kernels.cuda import dequant_attention
+from sglang_er.kernels.cuda import kv_shadow_store as cuda_store
 from sglang_er.kernels.kv_shadow import KvShadow
 from sglang_er.kernels.reference import kv_shadow_store as reference_kv_shadow_store
 from sglang_er.kernels.reference import paged_attention as reference_paged_attention
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_triton, run
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_cuda, register_triton, run
 
 _KV_DTYPES = WEIGHT_DTYPES
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
@@ -24,6 +26,10 @@ register(
 register("paged_attention", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_paged_attention.paged_attention))
 register("kv_shadow_store", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_kv_shadow_store.kv_shadow_store))
 register("kv_shadow_store", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_kv_shadow_store.kv_shadow_store))
+register_cuda(
+    "paged_attention", frozenset({torch.bfloat16}), dequant_attention.paged_attention, dequant_attention.serves
+)
+register_cuda("kv_shadow_store", HALF_DTYPES, cuda_store.kv_shadow_store, cuda_store.serves)
 register_triton("paged_attention", WEIGHT_DTYPES)
 register_triton("kv_shadow_store", WEIGHT_DTYPES)
 

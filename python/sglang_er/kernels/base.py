@@ -11,6 +11,7 @@ ROW_BLOCK = 16
 GROUP_MULTIPLE = 32
 MAX_GROUP_SIZE = 1024
 WEIGHT_DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
+HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sglang_er.kernels.base import (
+    HALF_DTYPES,
     WEIGHT_DTYPES,
     PackedWeight,
     check_device,
@@ -17,12 +18,14 @@ from sglang_er.kernels.cpu import dequantize as cpu_dequantize
 from sglang_er.kernels.cpu import quantize_pack as cpu_quantize_pack
 from sglang_er.kernels.cpu import w4a8_linear as cpu_w4a8_linear
 from sglang_er.kernels.cpu import w4a16_linear as cpu_w4a16_linear
+from sglang_er.kernels.cuda import quantize_pack as cuda_quantize_pack
+from sglang_er.kernels.cuda import w4a16_linear as cuda_w4a16_linear
 from sglang_er.kernels.reference import bf16_linear as reference_bf16_linear
 from sglang_er.kernels.reference import dequantize as reference_dequantize
 from sglang_er.kernels.reference import quantize_pack as reference_quantize_pack
 from sglang_er.kernels.reference import w4a8_linear as reference_w4a8_linear
 from sglang_er.kernels.reference import w4a16_linear as reference_w4a16_linear
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_triton, run
+from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_cuda, register_triton, run
 
 _ACTIVATION_DTYPES = WEIGHT_DTYPES
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
@@ -37,6 +40,8 @@ register("w4a8_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, refer
 register("w4a8_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a8_linear.w4a8_linear))
 register("dequantize", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_dequantize.dequantize))
 register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize))
+register_cuda("quantize_pack", WEIGHT_DTYPES, cuda_quantize_pack.quantize_pack, cuda_quantize_pack.serves)
+register_cuda("w4a16_linear", HALF_DTYPES, cuda_w4a16_linear.w4a16_linear, cuda_w4a16_linear.serves)
 for _op in ("quantize_pack", "w4a16_linear", "dequantize"):
     register_triton(_op, WEIGHT_DTYPES)
 

@@ -71,6 +71,13 @@ def register_triton(op: str, dtypes: frozenset[torch.dtype]) -> None:
     register(op, Implementation("triton", device, dtypes, function, proven=(op, "triton") in proven.KERNELS))
 
 
+def register_cuda(
+    op: str, dtypes: frozenset[torch.dtype], function: Callable[..., Any], serves: Callable[..., bool] | None = None
+) -> None:
+    """A kernel of csrc/cuda; before Triton's of the same op, which is asked after it."""
+    register(op, Implementation("cuda", "cuda", dtypes, function, serves, proven=(op, "cuda") in proven.KERNELS))
+
+
 def ops() -> list[str]:
     return sorted(_implementations)
 
@@ -110,7 +117,7 @@ def candidates(op: str, device: str, dtype: torch.dtype, names: str | None = Non
 
 
 def _works(op: str, entry: Implementation, device: str, dtype: torch.dtype) -> bool:
-    problem = self_test.problem(op, entry.function, device, dtype)
+    problem = self_test.problem(op, entry.function, device, dtype, entry.serves)
     if problem:
         logger.error("%s: %s is not used on this %s: %s", op, entry.name, device, problem)
     return not problem

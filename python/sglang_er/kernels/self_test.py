@@ -29,20 +29,23 @@ _POISON = 0xAA
 _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
 
 
-def problem(op: str, function: Function, device: str, dtype: torch.dtype) -> str | None:
-    """What is wrong with this implementation here; None if nothing is, or if the op has no case."""
+def problem(
+    op: str, function: Function, device: str, dtype: torch.dtype, serves: Callable[..., bool] | None = None
+) -> str | None:
+    """What is wrong with this implementation here; None if nothing is, or if the op has no case. `serves`: whether it
+    takes these arguments, None: all."""
     case = _CASES.get(op)
     if case is None:
         return None
     try:
-        return case(function, _Draw(device, dtype))
+        return case(function, _Draw(device, dtype, serves or (lambda *_: True)))
     except Exception as error:  # whatever it is, another implementation has to compute
         return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
 
 
 class _Draw:
-    def __init__(self, device: str, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+    def __init__(self, device: str, dtype: torch.dtype, serves: Callable[..., bool]) -> None:
+        self.device, self.dtype, self.serves = device, dtype, serves
         self._generator = torch.Generator().manual_seed(7)
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -142,6 +145,8 @@ def _paged_attention(function: Function, draw: _Draw) -> str | None:
         q = draw.normal(2, 8, keys.shape[2])
         result, truth = torch.empty_like(q), torch.empty_like(q)
         shared = (q, keys, values, table, rows, begin, lens, keys.shape[2] ** -0.5, -1, copy, valid, 4)
+        if not draw.serves(*shared, result):
+            continue
         function(*shared, _poisoned(result))
         paged_attention(*shared, truth)
         if found := _near(result, truth):

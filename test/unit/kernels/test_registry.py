@@ -41,7 +41,7 @@ def test_reference_by_environment(fresh_loader):
 
 def test_unknown_implementation_names_the_known_ones(fresh_loader):
     fresh_loader.setenv("SGLANG_ER_KERNELS", "fast")
-    with pytest.raises(ValueError, match="no implementation 'fast', choose one of auto, reference, cpu, triton"):
+    with pytest.raises(ValueError, match="no implementation 'fast', choose one of auto, reference, cpu, cuda, triton"):
         kernels.quantize_pack(torch.ones(16, 128))
 
 

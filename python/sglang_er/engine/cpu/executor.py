@@ -38,7 +38,7 @@ own_kernels = True
 
 def configure_kernels(config: RolloutConfig) -> None:
     global own_kernels
-    own_kernels = config.executor == "native" and config.kernels == "auto"
+    own_kernels = config.executor == "native" and config.own_kernels
 
 
 class NativeExecutor:

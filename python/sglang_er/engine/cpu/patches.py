@@ -105,7 +105,7 @@ def install_executor(result: Any, runner: ModelRunner, *_: Any, **__: Any) -> An
     config = from_env()
     runner.sglang_er_executor = None
     executor.configure_kernels(config)
-    if config.kernels == "auto":
+    if config.own_kernels:
         executor.install(runner, config)
     return result
 

@@ -1,0 +1,40 @@
+// Instructions that only dequant_attention needs, one function each.
+#pragma once
+
+#include <cstdint>
+
+namespace sglang_er::cuda {
+
+inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+// Transposes 8 x 8 values of 16 bits, two neighbours of a row in a lane: C of a product becomes B of the
+// next.
+__device__ __forceinline__ uint32_t transpose(uint32_t pair) {
+  uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+  return out;
+}
+
+// 2^x, subnormal results as zero.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
+// Words of one vector in a lane, loaded at once.
+template <int Words>
+__device__ __forceinline__ void load_words(const void* from, uint32_t (&words)[Words]) {
+  static_assert(Words == 1 || Words == 2 || Words == 4);
+  if constexpr (Words == 4) {
+    const uint4 loaded = *static_cast<const uint4*>(from);
+    words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
+  } else if constexpr (Words == 2) {
+    const uint2 loaded = *static_cast<const uint2*>(from);
+    words[0] = loaded.x, words[1] = loaded.y;
+  } else {
+    words[0] = *static_cast<const uint32_t*>(from);
+  }
+}
+
+}  // namespace sglang_er::cuda

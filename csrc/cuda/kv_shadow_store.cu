@@ -1,0 +1,225 @@
+// Quantizes slots of a KV pool into its shadow (kv_shadow.h has the layout and the formulas).
+//
+// keys, values [slots, kv_heads, dim] bf16 or fp16, slots any distance apart; int8 takes any dim that is a
+// multiple of 8 up to 256, int4 multiples of 32. One warp a vector: a key or a value of one slot and head. A
+// lane holds 2, 4 or 8 neighbours (rotation.h), so a vector is one load and one store a lane, and the
+// transform is sums in registers and five shuffles an element. Bound: memory, 2 * dim bytes read and about
+// dim / 2 written a vector.
+//
+// Bits of the reference: same order of additions, no contraction. A slot outside the pool is left out, since
+// the host cannot look at the list.
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "binding.h"
+#include "rotation_warp.h"
+#include "sglang_er/kv_shadow_quantize.h"
+
+namespace sglang_er::cuda {
+namespace {
+
+constexpr int kBlockWarps = 8;
+
+struct Part {  // keys or values
+  const void* pool;
+  int64_t stride;  // elements between slots
+  int dim;
+  bool aligned;  // every lane's elements can be loaded at once
+  bool rotated;
+  uint8_t* shadow;
+  uint16_t* scales;
+};
+
+struct KvShadowStoreParams {
+  Part parts[2];
+  const int64_t* slots;
+  int64_t vectors;
+  int64_t pool_slots;
+  int kv_heads;
+  int bits;
+  float norm;  // of the rotation of keys
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+__device__ __forceinline__ float to_float(BFloat16 value) { return bf16_to_float(value.bits); }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+
+template <int Bytes>
+struct Chunk;
+template <>
+struct Chunk<1> {
+  using Type = uint8_t;
+};
+template <>
+struct Chunk<2> {
+  using Type = uint16_t;
+};
+template <>
+struct Chunk<4> {
+  using Type = uint32_t;
+};
+template <>
+struct Chunk<8> {
+  using Type = uint64_t;
+};
+template <>
+struct Chunk<16> {
+  using Type = uint4;
+};
+
+template <int Bytes, class Word>
+__device__ __forceinline__ void store_bytes(uint8_t* out, Word word) {
+  using Type = typename Chunk<Bytes>::Type;
+  *reinterpret_cast<Type*>(out) = static_cast<Type>(word);
+}
+
+template <class T, int E>
+__device__ __forceinline__ void load_lane(const T* vector, int lane, bool aligned, float (&x)[E]) {
+  T loaded[E];
+  const T* first = vector + lane * E;
+  if (aligned) {
+    const auto chunk = *reinterpret_cast<const typename Chunk<E * 2>::Type*>(first);
+    memcpy(loaded, &chunk, sizeof(chunk));
+  } else {
+#pragma unroll
+    for (int i = 0; i < E; ++i) loaded[i] = first[i];
+  }
+#pragma unroll
+  for (int i = 0; i < E; ++i) x[i] = to_float(loaded[i]);
+}
+
+template <class T, int E>
+__global__ void __launch_bounds__(kBlockWarps* kWarpLanes)
+    kv_shadow_store_kernel(const __grid_constant__ KvShadowStoreParams params) {
+  const int lane = threadIdx.x % kWarpLanes;
+  const int64_t vector = int64_t{blockIdx.x} * kBlockWarps + threadIdx.x / kWarpLanes;
+  if (vector >= params.vectors) return;
+  const int head = static_cast<int>(vector % params.kv_heads);
+  const int64_t row = vector / params.kv_heads;
+  const int64_t slot = params.slots[row / 2];
+  if (slot < 0 || slot >= params.pool_slots) return;
+  const Part& part = params.parts[row % 2];
+  const int dim = part.dim;
+  const int64_t index = slot * params.kv_heads + head;
+
+  float x[E] = {};
+  const bool inside = lane * E < dim;
+  if (inside) {
+    const T* pool = static_cast<const T*>(part.pool) + slot * part.stride + int64_t{head} * dim;
+    load_lane<T, E>(pool, lane, part.aligned, x);
+  }
+  if (part.rotated) rotate_in_warp<E>(x, rotation_block(dim), params.norm, lane);
+
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < E; ++i) largest = fmaxf(largest, fabsf(x[i]));
+#pragma unroll
+  for (int distance = kWarpLanes / 2; distance > 0; distance /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, distance));
+
+  const ShadowRule rule = params.bits == 8 ? kInt8Rule : kInt4Rule;
+  const uint16_t scale = shadow_scale_bits(largest, rule);
+  const float inverse = shadow_inverse_scale(scale);
+  if (lane == 0) part.scales[index] = scale;
+  int levels[E];
+#pragma unroll
+  for (int i = 0; i < E; ++i) levels[i] = shadow_level(x[i], inverse, rule);
+
+  uint8_t* out = part.shadow + index * (dim * params.bits / 8);
+  if (params.bits == 8) {
+    if (inside) store_bytes<E>(out + lane * E, level_bytes<E>(levels));
+  } else if (part.rotated) {
+    if (inside) store_bytes<E / 2>(out + lane * (E / 2), key_nibbles<E>(levels));
+  } else {
+    const uint64_t own = level_bytes<E>(levels);
+    const uint64_t partner = __shfl_xor_sync(0xFFFFFFFFu, own, value_partner<E>());
+    if (inside && writes_value<E>(lane))
+      store_bytes<E>(out + value_byte<E>(lane), value_nibbles(own, partner));
+  }
+}
+
+template <class T>
+void launch(const KvShadowStoreParams& params, cudaStream_t stream) {
+  const auto blocks = static_cast<unsigned>((params.vectors + kBlockWarps - 1) / kBlockWarps);
+  const int threads = kBlockWarps * kWarpLanes;
+  const int dim = params.parts[0].dim > params.parts[1].dim ? params.parts[0].dim : params.parts[1].dim;
+  switch (lane_elements(dim)) {
+    case 2:
+      return kv_shadow_store_kernel<T, 2><<<blocks, threads, 0, stream>>>(params);
+    case 4:
+      return kv_shadow_store_kernel<T, 4><<<blocks, threads, 0, stream>>>(params);
+    default:
+      return kv_shadow_store_kernel<T, 8><<<blocks, threads, 0, stream>>>(params);
+  }
+}
+
+Part checked_part(const TensorView& pool, const TensorView& shadow, const TensorView& scales, int bits,
+                  bool rotated, int lane_bytes) {
+  const DLDevice device = pool.device();
+  for (const TensorView& tensor : {pool, shadow, scales}) check_on(tensor, device);
+  const int64_t slots = pool.size(0), heads = pool.size(1), dim = pool.size(2);
+  SGLANG_ER_CHECK(pool.stride(2) == 1 && (heads == 1 || pool.stride(1) == dim),
+                  "slots of the pool must be contiguous");
+  SGLANG_ER_CHECK(dim > 0 && dim <= kMaxVectorDim && dim % (bits == 4 ? kInt4DimMultiple : 8) == 0,
+                  "dimensions must be multiples of 8 (int4: 32), at most 256");
+  SGLANG_ER_CHECK(shadow.IsContiguous() && shadow.dtype().bits == 8 && aligned(shadow.data_ptr(), 16) &&
+                      shadow.numel() == slots * heads * dim * bits / 8,
+                  "the shadow does not fit the pool");
+  SGLANG_ER_CHECK(scales.IsContiguous() && is_type(scales, kDLBfloat, 16) && scales.numel() == slots * heads,
+                  "the shadow's scales do not fit the pool");
+  const bool whole_lanes = aligned(pool.data_ptr(), lane_bytes) && pool.stride(0) * 2 % lane_bytes == 0 &&
+                           dim * 2 % lane_bytes == 0;
+  return {pool.data_ptr(),
+          pool.stride(0),
+          static_cast<int>(dim),
+          whole_lanes,
+          rotated,
+          static_cast<uint8_t*>(shadow.data_ptr()),
+          static_cast<uint16_t*>(scales.data_ptr())};
+}
+
+void kv_shadow_store(TensorView keys, TensorView values, TensorView slots, int64_t bits,
+                     TensorView shadow_keys, TensorView shadow_values, TensorView key_scales,
+                     TensorView value_scales) {
+  const DLDevice device = keys.device();
+  check_on(values, device);
+  check_on(slots, device);
+  SGLANG_ER_CHECK(bits == 4 || bits == 8, "bits must be 4 or 8");
+  SGLANG_ER_CHECK(keys.ndim() == 3 && values.ndim() == 3 && keys.size(1) > 0 &&
+                      values.size(0) == keys.size(0) && values.size(1) == keys.size(1),
+                  "keys and values must be [slots, kv_heads, dim]");
+  const bool half = is_type(keys, kDLFloat, 16);
+  SGLANG_ER_CHECK((half && is_type(values, kDLFloat, 16)) ||
+                      (is_type(keys, kDLBfloat, 16) && is_type(values, kDLBfloat, 16)),
+                  "keys and values must both be bfloat16 or float16");
+  SGLANG_ER_CHECK(slots.ndim() == 1 && slots.IsContiguous() && is_type(slots, kDLInt, 64),
+                  "slots must be int64");
+  if (slots.numel() == 0) return;
+
+  const int64_t dim = keys.size(2) > values.size(2) ? keys.size(2) : values.size(2);
+  const int lane_bytes = 2 * lane_elements(static_cast<int>(dim));
+  const bool int4 = bits == 4;
+  const int width = static_cast<int>(bits);
+  const KvShadowStoreParams params{
+      {checked_part(keys, shadow_keys, key_scales, width, int4, lane_bytes),
+       checked_part(values, shadow_values, value_scales, width, false, lane_bytes)},
+      static_cast<const int64_t*>(slots.data_ptr()),
+      slots.numel() * 2 * keys.size(1),
+      keys.size(0),
+      static_cast<int>(keys.size(1)),
+      width,
+      rotation_norm(static_cast<int>(keys.size(2)))};
+  SGLANG_ER_CHECK(params.vectors / kBlockWarps < INT32_MAX, "too many slots in one call");
+  half ? launch<__half>(params, current_stream(device)) : launch<BFloat16>(params, current_stream(device));
+  check_cuda(cudaGetLastError(), "kv_shadow_store");
+}
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_shadow_store, kv_shadow_store);
+
+}  // namespace sglang_er::cuda

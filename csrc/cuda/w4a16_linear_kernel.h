@@ -1,0 +1,136 @@
+// The kernel of w4a16_linear.cu, which says who computes what.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "w4a16_linear_tile.h"
+
+namespace sglang_er::cuda {
+
+template <bool IsHalf>
+__device__ __forceinline__ uint16_t output_bits(float value) {
+  if constexpr (IsHalf) return __half_as_ushort(__float2half_rn(value));
+  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+// A lane's four outputs follow each other, for two rows of x in every tile of 8.
+template <bool IsHalf, int ColTiles>
+__device__ __forceinline__ void store_out(const W4LinearParams& params, const Sums<ColTiles>& total,
+                                          int64_t first_block, int lane) {
+  const int64_t output = (first_block + w4::lane_block(lane)) * kRowBlock + w4::lane_first_row(lane);
+  const int outputs =
+      static_cast<int>(max(int64_t{0}, min(int64_t{w4::kLaneRows}, params.shape.rows - output)));
+  float bias[w4::kLaneRows] = {};
+  if (params.bias != nullptr) {
+#pragma unroll
+    for (int i = 0; i < w4::kLaneRows; ++i) {
+      if (i >= outputs) continue;
+      bias[i] = params.bias_is_float
+                    ? static_cast<const float*>(params.bias)[output + i]
+                    : w4::input_value<IsHalf>(static_cast<const uint16_t*>(params.bias)[output + i]);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < ColTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int row = n * mma::kCols + mma::c_col(lane, e);
+      if (row >= params.m) continue;
+      uint16_t bits[w4::kLaneRows];
+#pragma unroll
+      for (int p = 0; p < w4::kProducts; ++p) {
+#pragma unroll
+        for (int r = e; r < 4; r += 2) {
+          const int i = w4::output_row(p, r);
+          bits[i] = output_bits<IsHalf>(total[p][n][r] + bias[i]);
+        }
+      }
+      uint16_t* out = params.out + row * params.out_stride + output;
+      if (outputs == w4::kLaneRows && params.out_aligned) {
+        *reinterpret_cast<uint2*>(out) = {bits[0] | uint32_t{bits[1]} << 16,
+                                          bits[2] | uint32_t{bits[3]} << 16};
+      } else {
+#pragma unroll
+        for (int i = 0; i < w4::kLaneRows; ++i) {
+          if (i < outputs) out[i] = bits[i];
+        }
+      }
+    }
+  }
+}
+
+template <bool IsHalf, int ColTiles>
+__global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTiles>)
+    w4a16_linear_kernel(const __grid_constant__ W4LinearParams params) {
+  extern __shared__ __align__(128) uint8_t memory[];
+  auto& shared = *reinterpret_cast<Shared<ColTiles>*>(memory);
+  constexpr int kStages = Shared<ColTiles>::kStages, kFragments = w4::kProducts * ColTiles;
+  TileWork<IsHalf, ColTiles> work(params, shared);
+  Sums<ColTiles> total = {};
+
+  for (int step = 0; step < kStages - 1; ++step) work.begin_copies(step);
+  wait_copies<kStages - 2>();
+  __syncthreads();
+  work.sum_x(0);
+#pragma unroll 1
+  for (int step = 0; step < work.steps; ++step) {
+    wait_copies<kStages - 3>();  // the next step's, too
+    __syncthreads();             // all have them, and nobody reads the previous step's any more
+    work.begin_copies(step + kStages - 1);
+    if (work.group(step) < work.end_group) work.multiply(step, total);
+    if (step + 1 < work.steps) work.sum_x(step + 1);
+  }
+  wait_copies<0>();
+  __syncthreads();
+
+  // The phases' sums, then the splits', always in order.
+  auto* others = reinterpret_cast<float4*>(memory);
+  const int thread = threadIdx.x % kPhaseThreads;
+  static_assert(sizeof(shared.stages) >= kFragments * kPhaseThreads * sizeof(float4) && w4::kPhases == 2);
+  if (work.phase == 1) {
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) {
+      const float (&own)[4] = total[f / ColTiles][f % ColTiles];
+      others[f * kPhaseThreads + thread] = {own[0], own[1], own[2], own[3]};
+    }
+  }
+  __syncthreads();
+  const int splits = params.schedule.splits;
+  float4* partials = params.partials + int64_t{blockIdx.x} * splits * (kFragments * kPhaseThreads) + thread;
+  if (work.phase == 0) {
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) {
+      float (&own)[4] = total[f / ColTiles][f % ColTiles];
+      const float4 other = others[f * kPhaseThreads + thread];
+      own[0] += other.x, own[1] += other.y, own[2] += other.z, own[3] += other.w;
+      if (splits > 1)
+        partials[(int64_t{blockIdx.y} * kFragments + f) * kPhaseThreads] = {own[0], own[1], own[2], own[3]};
+    }
+  }
+  if (splits > 1) {
+    __threadfence();
+    __syncthreads();
+    // Wraps to zero by itself, for the next launch.
+    if (threadIdx.x == 0) shared.last = atomicInc(params.counters + blockIdx.x, splits - 1) == splits - 1;
+    __syncthreads();
+    if (!shared.last || work.phase != 0) return;
+    __threadfence();
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) {
+      float (&own)[4] = total[f / ColTiles][f % ColTiles];
+      float4 sum = __ldcg(partials + f * kPhaseThreads);
+#pragma unroll 4
+      for (int split = 1; split < splits; ++split) {
+        const float4 next = __ldcg(partials + (int64_t{split} * kFragments + f) * kPhaseThreads);
+        sum.x += next.x, sum.y += next.y, sum.z += next.z, sum.w += next.w;
+      }
+      own[0] = sum.x, own[1] = sum.y, own[2] = sum.z, own[3] = sum.w;
+    }
+  }
+  if (work.phase == 0) store_out<IsHalf, ColTiles>(params, total, work.first_block, work.lane);
+}
+
+}  // namespace sglang_er::cuda

@@ -1,0 +1,71 @@
+// Warp matrix instructions: what lane holds which element (host and device, so that tests can run a warp lane
+// by lane), and on the device the instructions themselves, one function each.
+#pragma once
+
+#include <cstdint>
+
+#include "sglang_er/macros.h"
+
+namespace sglang_er::mma {
+
+inline constexpr int kLanes = 32;
+inline constexpr int kRows = 16;   // of A and C
+inline constexpr int kCols = 8;    // of B and C
+inline constexpr int kDepth = 16;  // inner dimension of one m16n8k16 product
+
+// Registers of m16n8k16. A and B hold two 16-bit neighbours along the inner dimension in a register, the
+// first one in the low half; C holds fp32.
+struct FragmentA {
+  uint32_t reg[4];
+};
+struct FragmentB {
+  uint32_t reg[2];
+};
+
+SGLANG_ER_INLINE int a_row(int lane, int reg) { return lane / 4 + reg % 2 * 8; }
+SGLANG_ER_INLINE int a_depth(int lane, int reg, int half) { return lane % 4 * 2 + half + reg / 2 * 8; }
+SGLANG_ER_INLINE int b_depth(int lane, int reg, int half) { return lane % 4 * 2 + half + reg * 8; }
+SGLANG_ER_INLINE int b_col(int lane) { return lane / 4; }
+SGLANG_ER_INLINE int c_row(int lane, int reg) { return lane / 4 + reg / 2 * 8; }
+SGLANG_ER_INLINE int c_col(int lane, int reg) { return lane % 4 * 2 + reg % 2; }
+
+// ldmatrix.x4 loads four 8 x 8 matrices: this lane gives the address of 16 bytes, row `address_row` of matrix
+// `address_matrix`, and gets from matrix i, in register i, columns 2t and 2t + 1 of row lane / 4 (t = lane %
+// 4).
+SGLANG_ER_INLINE int address_matrix(int lane) { return lane / 8; }
+SGLANG_ER_INLINE int address_row(int lane) { return lane % 8; }
+SGLANG_ER_INLINE int loaded_row(int lane) { return lane / 4; }
+SGLANG_ER_INLINE int loaded_col(int lane, int half) { return lane % 4 * 2 + half; }
+
+#if defined(__CUDACC__)
+
+// c += A * B on the tensor cores, fp32 sums.
+template <bool IsHalf>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const FragmentA& a, const FragmentB& b) {
+  if constexpr (IsHalf) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.reg[0]), "r"(a.reg[1]), "r"(a.reg[2]), "r"(a.reg[3]), "r"(b.reg[0]), "r"(b.reg[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.reg[0]), "r"(a.reg[1]), "r"(a.reg[2]), "r"(a.reg[3]), "r"(b.reg[0]), "r"(b.reg[1]));
+  }
+}
+
+// `row` is the lane's row of shared memory, 16-byte aligned.
+__device__ __forceinline__ void load_matrices(uint32_t (&reg)[4], const void* row) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(reg[0]), "=r"(reg[1]), "=r"(reg[2]), "=r"(reg[3])
+               : "r"(address)
+               : "memory");
+}
+
+#endif
+
+}  // namespace sglang_er::mma

@@ -1,0 +1,51 @@
+"""``w4a16_linear`` on a GPU: csrc/cuda/w4a16_linear.cu."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.cuda import loader
+
+GROUP_SIZE = 128
+MOST_ROWS = 256
+"""The weight is read once for 64 rows, and from about there on products bound: more rows are a dense product's."""
+_LIBRARIES = {torch.bfloat16: "w4a16_linear_bf16", torch.float16: "w4a16_linear_fp16"}
+
+
+def serves(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor) -> bool:
+    """Groups of 128, 16-bit x and out, at most ``MOST_ROWS`` rows, a GPU that the kernels are made for."""
+    return (
+        x.dtype in _LIBRARIES
+        and out.dtype == x.dtype
+        and weight.group_size == GROUP_SIZE
+        and x.shape[0] <= MOST_ROWS
+        and x.device.type == "cuda"
+        and loader.serves(_LIBRARIES[x.dtype], x.device)
+    )
+
+
+def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    if not serves(x, weight, bias, out):
+        raise TypeError(
+            f"w4a16_linear: the CUDA kernel does not serve {x.dtype} [{x.shape[0]}, ...] on {x.device} "
+            f"with groups of {weight.group_size}"
+        )
+    function, partials, counters = _prepared(_LIBRARIES[x.dtype], x.device)
+    function(x, weight.packed, weight.scales_zeros, bias, out, weight.group_size, partials, counters)
+
+
+@functools.cache
+def _prepared(name: str, device: torch.device) -> tuple[Callable[..., None], torch.Tensor, torch.Tensor]:
+    """The function and its workspace: fp32 sums of splits, and counters that every launch leaves at zero. One for all
+    weights, kept for good, as CUDA graphs hold its address. Calls that share it must not overlap: they belong on one
+    stream at a time."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("w4a16_linear: call it once before a CUDA graph is captured, its workspace is made then")
+    library = loader.module(name, device)
+    partials = torch.empty(library.workspace_values(), dtype=torch.float32, device=device)
+    counters = torch.zeros(library.workspace_counters(), dtype=torch.int32, device=device)
+    return library.w4a16_linear, partials, counters

@@ -1,0 +1,83 @@
+"""What the CUDA wrappers take, as far as it can be seen without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.cpu.loader import LibraryError
+from sglang_er.kernels.cuda import loader, quantize_pack, w4a16_linear
+from sglang_er.kernels.cuda.specs import SPECS, arch_of
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 0)
+
+
+def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_subclass(OnGpu)
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader, "arch", lambda device: arch_of((9, 0)))
+
+
+def linear_arguments(rows: int = 3, dtype: torch.dtype = torch.bfloat16, group_size: int = 128):
+    weight = PackedWeight.empty(48, 256, group_size)
+    return on_gpu(torch.zeros(rows, 256, dtype=dtype)), weight, None, on_gpu(torch.zeros(rows, 48, dtype=dtype))
+
+
+def test_linear_serves_sixteen_bit_inputs_in_groups_of_128():
+    assert w4a16_linear.serves(*linear_arguments())
+    assert w4a16_linear.serves(*linear_arguments(dtype=torch.float16))
+    assert w4a16_linear.serves(*linear_arguments(rows=w4a16_linear.MOST_ROWS))
+    assert not w4a16_linear.serves(*linear_arguments(dtype=torch.float32))
+    assert not w4a16_linear.serves(*linear_arguments(group_size=64))
+    assert not w4a16_linear.serves(*linear_arguments(rows=w4a16_linear.MOST_ROWS + 1))
+
+
+def test_pack_serves_groups_of_64_and_128():
+    weight = on_gpu(torch.zeros(48, 256))
+    served = [
+        size for size in (32, 64, 96, 128, 256) if quantize_pack.serves(weight, PackedWeight.empty(48, 256, size))
+    ]
+    assert served == [64, 128]
+
+
+def test_nothing_serves_a_cpu_or_an_unknown_gpu(monkeypatch: pytest.MonkeyPatch):
+    x, weight, bias, out = linear_arguments()
+    plain = torch.zeros(48, 256)
+    assert not w4a16_linear.serves(x.as_subclass(torch.Tensor), weight, bias, out)
+    assert not quantize_pack.serves(plain, weight)
+    monkeypatch.setattr(loader, "arch", lambda device: arch_of((7, 5)))
+    assert not w4a16_linear.serves(x, weight, bias, out)
+    assert not quantize_pack.serves(on_gpu(plain), weight)
+
+
+def test_what_is_not_served_is_an_error_that_says_so():
+    with pytest.raises(TypeError, match="does not serve"):
+        w4a16_linear.w4a16_linear(*linear_arguments(group_size=64))
+    with pytest.raises(TypeError, match="does not serve"):
+        quantize_pack.quantize_pack(torch.zeros(48, 256), PackedWeight.empty(48, 256, 128))
+
+
+def test_a_gpu_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader, "arch", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(LibraryError, match=r"compute capability 7\.5"):
+        loader.module.__wrapped__("quantize_pack", torch.device("cuda", 0))
+
+
+def test_capabilities_have_targets():
+    found = {capability: arch_of(capability) for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0))}
+    assert [arch.sm if arch else None for arch in found.values()] == ["sm_80", None, "sm_90a", "sm_100", "sm_100", None]
+
+
+def test_specs_have_names_of_their_own():
+    assert len({spec.name for spec in SPECS}) == len(SPECS)
