@@ -21,6 +21,7 @@ from sglang_er.models.sizes import public_size
 from sglang_er.models.tiny import TINY
 
 from . import clock
+from .kernels import INTERPRETED
 from .sections import Cell, Context, Options, Section, Skip
 
 GROUP = 128
@@ -73,7 +74,10 @@ def cells(options: Options) -> Sequence[Cell]:
 
 
 def _names(op: str, device: str) -> list[str]:
-    return [entry.name for entry in registry.implementations(op) if entry.device == device]
+    # How long Triton's interpreter takes says nothing.
+    return [
+        entry.name for entry in registry.implementations(op) if entry.device == device and entry.name != INTERPRETED
+    ]
 
 
 def _cells(op: str, names: Sequence[str], what: str, make: Make) -> list[Cell]:

@@ -69,23 +69,28 @@ class EfficientRolloutAlgo(CustomSpecAlgo):
 def validate_server_args(server_args: Any) -> None:
     """Refuse, in one line and before weights are loaded, what would not be exact or not work."""
     compat.require_supported_version()
-    _validate_graphs(server_args, from_env())
+    _validate_gpu(server_args, from_env())
     for name, fine, advice in _UNSUPPORTED_FLAGS:
         if getattr(server_args, name, fine[0]) not in fine:
             raise ConfigError(f"{ALGORITHM}: {advice}")
     _validate_model(server_args)
 
 
-def _validate_graphs(server_args: Any, config: RolloutConfig) -> None:
-    """A GPU's server records CUDA graphs unless it is told not to."""
-    if getattr(server_args, "device", "cpu") == "cpu" or getattr(server_args, "disable_cuda_graph", False):
+def _validate_gpu(server_args: Any, config: RolloutConfig) -> None:
+    if getattr(server_args, "device", "cpu") == "cpu":
+        return
+    backends = [getattr(server_args, f"{phase}attention_backend", None) for phase in ("", "prefill_", "decode_")]
+    if {backend for backend in backends if backend is not None} != {"triton"}:
+        # Others read the width of a verify pass once, when they are made: shorter drafts would be verified wrongly.
+        raise ConfigError(f"{ALGORITHM}: verify passes of every length need --attention-backend triton on a GPU")
+    if getattr(server_args, "disable_cuda_graph", False):
         return
     if not compat.adapter().records_graphs:
         raise ConfigError(f"{ALGORITHM}: no CUDA graphs with SGLang {compat.installed_sglang()}: --disable-cuda-graph")
     if config.draft_graphs == "auto" and not proven.DRAFT_GRAPHS:
         raise ConfigError(
             f"{ALGORITHM}: its CUDA graphs were not seen correct on a GPU yet (docs/gpu-status.md): add "
-            "--disable-cuda-graph, or --er-draft-graphs on to try them"
+            "--disable-cuda-graph, or --er-draft-graphs on --er-kernels cuda,triton,reference to try them"
         )
 
 

@@ -85,16 +85,18 @@ class DraftLoop:
         return drafted
 
     def record(self, seconds: float) -> None:
-        """Passes of unfiltered sampling, the likeliest first, until that time is over; others at their first use."""
+        """Passes of greedy and of unfiltered sampling, the likeliest first, until that time is over; others at their
+        first use."""
         ended = time.perf_counter() + seconds
         most = self._slots.shape[1] - 1
         for gamma in [gamma for gamma in _GAMMAS if gamma <= most]:
             for bucket in [bucket for bucket in BUCKETS if bucket * gamma <= MOST_DRAFTS]:
-                if time.perf_counter() >= ended:
-                    return
-                key = _Key(bucket, gamma, "rejection", (False, False, False))
-                tokens = self._tokens[: bucket * gamma].view(gamma, bucket)
-                self.graphs.run(key, partial(self._draft, key, tokens, self._probs_for(key)))
+                for rule in ("rejection", "greedy"):
+                    if time.perf_counter() >= ended:
+                        return
+                    key = _Key(bucket, gamma, rule, (False, False, False))
+                    tokens = self._tokens[: bucket * gamma].view(gamma, bucket)
+                    self.graphs.run(key, partial(self._draft, key, tokens, self._probs_for(key)))
 
     def _fill(self, rows: int, bucket: int, chain: Chain, bonus: torch.Tensor, sampler: StepSampler) -> None:
         width, params = chain.slots.shape[1], sampler.params

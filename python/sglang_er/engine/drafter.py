@@ -12,11 +12,13 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from sglang_er.config import ConfigError
 from sglang_er.engine import forward
 from sglang_er.engine.draft_loop import DraftLoop
 from sglang_er.engine.graphs import CudaGraphs, EagerGraphs
 from sglang_er.engine.target_graphs import bound
-from sglang_er.kernels import proven
+from sglang_er.kernels import proven, registry
+from sglang_er.kernels.base import WEIGHT_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +40,9 @@ class WrappedDrafter:
         self._runner = runner
         self._twin = twin
         self._counts: Counter[str] = Counter()
+        self._graphs: EagerGraphs | None = None
+        self._loop: DraftLoop | None = None
+        self._looped: tuple[object, ...] = ()
         self.configure(config)
 
     def configure(self, config: RolloutConfig) -> None:
@@ -46,8 +51,9 @@ class WrappedDrafter:
         int8 = config.draft_activations == "int8" and str(self._runner.device) == "cpu"
         for layer in self._twin.layers:
             layer.int8_activations = int8
-        self._graphs = self._make_graphs(config)
-        self._loop: DraftLoop | None = None
+        looped = (config.draft_graphs, config.graph_memory_mb, config.gamma_max)
+        if looped != self._looped:  # what was recorded stays otherwise
+            self._graphs, self._loop, self._looped = self._make_graphs(config), None, looped
         self._gamma_max = config.gamma_max
 
     def _make_graphs(self, config: RolloutConfig) -> EagerGraphs | None:
@@ -56,26 +62,36 @@ class WrappedDrafter:
         if choice == "auto":
             choice = "on" if proven.DRAFT_GRAPHS and on_gpu else "off"
         if choice == "on" and on_gpu:
+            attention = registry.candidates("paged_attention", "cuda", self._runner.dtype)
+            if attention[-1].name == registry.REFERENCE and len(attention) == 1:
+                raise ConfigError(
+                    "draft_graphs is on; plain torch's attention cannot be recorded: --er-kernels cuda,triton,reference"
+                )
             return CudaGraphs(config.graph_memory_mb << 20)
         return EagerGraphs() if choice == "eager" else None
 
     def whole_pass(self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler) -> DraftedChain | None:
         """All drafts of a step after `bonus` int64 [B]; None where they have to be made one by one."""
         rows, gamma = chain.slots.shape[0], chain.slots.shape[1] - 1
-        if self._graphs is None:
-            return None
-        if self._loop is None:  # the pools exist by now
-            self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max)
-        if not self._loop.takes(rows, gamma):
+        loop = self._whole()
+        if loop is None or not loop.takes(rows, gamma):
             return None
         self._counts["draft_loop"] += gamma
-        return self._loop.run(chain, bonus, sampler)
+        return loop.run(chain, bonus, sampler)
+
+    def _whole(self) -> DraftLoop | None:
+        """Made at first use: the pools exist by then. None for a pool that our attention does not read (fp8)."""
+        if self._graphs is None or self._runner.token_to_kv_pool.dtype not in WEIGHT_DTYPES:
+            return None
+        if self._loop is None:
+            self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max)
+        return self._loop
 
     def record(self, seconds: float) -> None:
         """At start-up: graphs of the passes that are likeliest to be asked for, as many as that time allows."""
-        if isinstance(self._graphs, CudaGraphs):
-            self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max)
-            self._loop.record(seconds)
+        loop = self._whole() if isinstance(self._graphs, CudaGraphs) else None
+        if loop is not None:
+            loop.record(seconds)
 
     def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
         """Around the drafted tokens of one step."""

@@ -58,7 +58,11 @@ class CudaGraphs(EagerGraphs):
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
         graph = self._graphs.get(key)
         if graph is None and not self._full:
-            graph = self._graphs[key] = self._record(function)
+            try:
+                graph = self._graphs[key] = self._record(function)
+            except torch.OutOfMemoryError:
+                self._full = True
+                logger.warning("sglang-er: no memory for another draft graph: further passes run unrecorded")
         if graph is None:
             super().run(key, function)
             return
@@ -66,14 +70,15 @@ class CudaGraphs(EagerGraphs):
         graph.replay()
 
     def _record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        began, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
+        began = time.perf_counter()
         current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
             for _ in range(_WARM_UP_CALLS):
                 function()
         current.wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # as recording does: what the warm-up left must not count for the graph
+        free, graph = torch.cuda.mem_get_info()[0], torch.cuda.CUDAGraph()
         # The scheduler's copies run on other streams meanwhile: only this thread must not disturb the recording.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             function()

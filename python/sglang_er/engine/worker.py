@@ -120,8 +120,8 @@ class EfficientRolloutWorker(WorkerBase):
             from sglang_er.engine.cuda import graph_runners
 
             self.target_graphs = graph_runners.target_graphs(self.model_runner, self.config)
-            self.target_graphs.record(self.config.gamma_max, ADAPTER.decode_graphs())
         with torch.no_grad():
+            self.target_graphs.record(self.config.gamma_max, ADAPTER.decode_graphs())
             self.drafter.record(self.config.graph_seconds)
         if self.config.seed_seconds > 0 and not self.config.cost_file:
             began = time.perf_counter()

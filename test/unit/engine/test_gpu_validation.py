@@ -1,0 +1,47 @@
+"""What a server on a GPU is refused at start-up, in one line, before it decodes wrongly or ends while it records."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sglang_er.config import ConfigError, RolloutConfig
+from sglang_er.engine import algorithm
+from sglang_er.engine.drafter import WrappedDrafter
+
+
+def validate(options: dict[str, Any] | None = None, **flags: Any) -> None:
+    server_args = SimpleNamespace(**{"device": "cuda", "attention_backend": "triton", **flags})
+    algorithm._validate_gpu(server_args, RolloutConfig(**(options or {})))
+
+
+@pytest.mark.parametrize("flags", [{"attention_backend": None}, {"attention_backend": "fa3"}])
+def test_a_backend_that_knows_one_width_is_refused(flags: dict[str, Any]):
+    with pytest.raises(ConfigError, match="--attention-backend triton"):
+        validate(disable_cuda_graph=True, **flags)
+
+
+def test_a_phase_with_another_backend_is_refused():
+    with pytest.raises(ConfigError, match="--attention-backend triton"):
+        validate(disable_cuda_graph=True, prefill_attention_backend="fa3")
+
+
+def test_graphs_that_nobody_has_seen_are_asked_for():
+    with pytest.raises(ConfigError, match="--disable-cuda-graph, or --er-draft-graphs on"):
+        validate()
+    validate(disable_cuda_graph=True)
+    validate({"draft_graphs": "on"})
+
+
+def test_a_cpu_is_asked_nothing():
+    validate(device="cpu", attention_backend=None)
+
+
+def test_graphs_need_an_attention_that_can_be_recorded():
+    """Plain torch looks at lengths on the host; without a GPU nothing else is chosen by itself."""
+    runner = SimpleNamespace(device="cuda", dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match="--er-kernels cuda,triton,reference"):
+        WrappedDrafter(runner, SimpleNamespace(layers=[]), RolloutConfig(draft_graphs="on"))
