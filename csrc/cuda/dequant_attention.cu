@@ -156,6 +156,7 @@ void dequant_attention(TensorView q, TensorView keys, TensorView values, TensorV
       .partial_sums = reinterpret_cast<float2*>(workspace(partial_sums, 2)),
       .out = out.data_ptr(),
       .out_stride = out.stride(0)};
+  const OnDevice on_device(device);
   const cudaStream_t stream = current_stream(device);
   if (dim == 64) return launch<64>(params, out_is_float, device.device_id, stream);
   launch<128>(params, out_is_float, device.device_id, stream);

@@ -15,7 +15,8 @@ __device__ __forceinline__ void store_partial(const DequantAttentionParams& para
                                               Shared<Dim, HeadTiles>& shared,
                                               Running<Dim, HeadTiles>& running, int warp, int lane) {
   constexpr int kTiles = Layout<Dim>::kValueTiles;
-  __syncthreads();  // the stages are free
+  wait_copies<0>();  // those past the end write zeros, which must not meet what takes their place
+  __syncthreads();   // the stages are free
 #pragma unroll
   for (int n = 0; n < HeadTiles; ++n) {
 #pragma unroll

@@ -125,7 +125,7 @@ struct Turn {
     for (int base = begin; base < end; base += kWarps * kStepTokens) {
       const int position = base + lane;
       int slot = position < work.end ? work.slots[position] : -1;
-      if (position < work.shadow_end && params.valid[slot] != 0) slot = -1;
+      if (slot >= 0 && position < work.shadow_end && params.valid[slot] != 0) slot = -1;
       const uint32_t mask = __ballot_sync(kAllLanes, slot >= 0);
 #pragma unroll 1
       for (int tile = 0; tile < kStepTokens / kTileTokens; ++tile) {

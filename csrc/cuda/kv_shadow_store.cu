@@ -214,6 +214,7 @@ void kv_shadow_store(TensorView keys, TensorView values, TensorView slots, int64
       width,
       rotation_norm(static_cast<int>(keys.size(2)))};
   SGLANG_ER_CHECK(params.vectors / kBlockWarps < INT32_MAX, "too many slots in one call");
+  const OnDevice on_device(device);
   half ? launch<__half>(params, current_stream(device)) : launch<BFloat16>(params, current_stream(device));
   check_cuda(cudaGetLastError(), "kv_shadow_store");
 }

@@ -77,7 +77,7 @@ def paged_attention(
     # From the caching allocator each time: what a captured graph uses then belongs to that graph.
     partial_values = q.new_empty((tokens, heads, chunks, dim), dtype=torch.float32)
     partial_sums = q.new_empty((tokens, heads, chunks, 2), dtype=torch.float32)
-    loader.module("dequant_attention").dequant_attention(
+    loader.module("dequant_attention", q.device).dequant_attention(
         q,
         keys,
         values,

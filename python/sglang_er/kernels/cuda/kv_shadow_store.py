@@ -16,7 +16,7 @@ def serves(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, shadow
 
 def kv_shadow_store(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, shadow: KvShadow) -> None:
     """The bits of the reference. A slot outside the pool is left out: the list is not looked at on the host."""
-    loader.module("kv_shadow_store").kv_shadow_store(
+    loader.module("kv_shadow_store", keys.device).kv_shadow_store(
         keys,
         values,
         slots,
