@@ -21,7 +21,6 @@ from sglang_er.models.sizes import public_size
 from sglang_er.models.tiny import TINY
 
 from . import clock
-from .kernels import INTERPRETED
 from .sections import Cell, Context, Options, Section, Skip
 
 GROUP = 128
@@ -74,10 +73,7 @@ def cells(options: Options) -> Sequence[Cell]:
 
 
 def _names(op: str, device: str) -> list[str]:
-    # How long Triton's interpreter takes says nothing.
-    return [
-        entry.name for entry in registry.implementations(op) if entry.device == device and entry.name != INTERPRETED
-    ]
+    return [entry.name for entry in registry.implementations(op) if entry.device == device]
 
 
 def _cells(op: str, names: Sequence[str], what: str, make: Make) -> list[Cell]:

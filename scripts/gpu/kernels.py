@@ -8,7 +8,6 @@ import secrets
 import traceback
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,6 @@ from .kernel_cases import Case, cases
 from .kernel_makers import Draw
 from .sections import Cell, Context, Options, Section, Skip, shortened
 
-INTERPRETED = "triton-interpreted"
 # Triton's interpreter cuts what a GPU rounds to bf16: twice the error.
 INTERPRETER_SLACK = 2.0
 
@@ -32,15 +30,9 @@ def cells(options: Options) -> Sequence[Cell]:
 
 
 def names(op: str, device: str) -> list[str]:
-    """Implementations of `op` that serve `device` only. On a CPU, Triton's run under its interpreter, under a name of
-    their own (the caller has set TRITON_INTERPRET)."""
+    """Implementations of `op` for `device`, but for the reference; under Triton's interpreter its kernels take CPUs."""
     found = registry.implementations(op)
-    if device == "cpu":
-        known = {entry.name for entry in found}
-        for entry in found:
-            if entry.name == "triton" and INTERPRETED not in known:
-                registry.register(op, replace(entry, name=INTERPRETED, device="cpu", proven=False))
-    return [entry.name for entry in registry.implementations(op) if entry.device == device]
+    return [entry.name for entry in found if entry.name != registry.REFERENCE and entry.device in (None, device)]
 
 
 def check(op: str, name: str, context: Context) -> dict[str, Any]:
@@ -75,7 +67,7 @@ def _result(case: Case, name: str, seed: int, device: str) -> dict[str, Any]:
         return {"error": shortened(traceback.format_exc()), "ok": False}
     except Exception:
         return {"error": shortened(traceback.format_exc()), "ok": False}
-    tolerance = prepared.tolerance * (INTERPRETER_SLACK if name == INTERPRETED else 1.0)
+    tolerance = prepared.tolerance * (INTERPRETER_SLACK if name == "triton" and device == "cpu" else 1.0)
     return {"error": error, "tolerance": tolerance, "ok": error <= tolerance}
 
 

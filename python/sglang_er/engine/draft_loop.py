@@ -47,10 +47,10 @@ class _Key(NamedTuple):
 
 
 class DraftLoop:
-    """`most_rows`: requests of the largest batch that drafts here; others go token by token."""
+    """`takes` says what is drafted here; other batches go token by token."""
 
     def __init__(self, runner: ModelRunner, twin: Twin, graphs: EagerGraphs, gamma_max: int) -> None:
-        self._runner, self._twin, self.graphs = runner, twin, graphs
+        self._runner, self._twin, self._graphs = runner, twin, graphs
         rows, device = BUCKETS[-1], runner.device
         self._attention = DraftAttention(runner, rows)
 
@@ -75,9 +75,7 @@ class DraftLoop:
         bucket, params = _bucket(rows), sampler.params
         key = _Key(bucket, gamma, sampler.rule, (params.need_top_p, params.need_top_k, params.need_min_p))
         self._fill(rows, bucket, chain, bonus, sampler)
-        tokens = self._tokens[: bucket * gamma].view(gamma, bucket)
-        probs = self._probs_for(key)
-        self.graphs.run(key, partial(self._draft, key, tokens, probs))
+        tokens, probs = self._run(key)
         drafted = DraftedChain()
         # The next pass overwrites the buffers, and tokens are still copied to the host then.
         drafted.tokens = list(tokens[:, :rows].clone())
@@ -94,9 +92,13 @@ class DraftLoop:
                 for rule in ("rejection", "greedy"):
                     if time.perf_counter() >= ended:
                         return
-                    key = _Key(bucket, gamma, rule, (False, False, False))
-                    tokens = self._tokens[: bucket * gamma].view(gamma, bucket)
-                    self.graphs.run(key, partial(self._draft, key, tokens, self._probs_for(key)))
+                    self._run(_Key(bucket, gamma, rule, (False, False, False)))
+
+    def _run(self, key: _Key) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of what is in the buffers now: tokens [gamma, bucket], and what they were drawn from."""
+        tokens, probs = self._tokens[: key.bucket * key.gamma].view(key.gamma, key.bucket), self._probs_for(key)
+        self._graphs.run(key, partial(self._draft, key, tokens, probs))
+        return tokens, probs
 
     def _fill(self, rows: int, bucket: int, chain: Chain, bonus: torch.Tensor, sampler: StepSampler) -> None:
         width, params = chain.slots.shape[1], sampler.params

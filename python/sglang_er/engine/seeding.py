@@ -32,10 +32,10 @@ def time_forwards(
     """Plain, draft and verify forwards at rising batch sizes, as many as fit into `seconds`."""
 
     def measure(kind: str, size: int, gamma: int) -> float:
-        length = seeding.CONTEXT + gamma + 1
-        with _borrowed_rows(runner, size, length) as rows:
+        drafts = max(gamma, 1)
+        with _borrowed_rows(runner, size, seeding.CONTEXT + drafts + 1) as rows:
             committed = torch.full((size,), seeding.CONTEXT, dtype=torch.int64, device=rows.device)
-            return _seconds(runner, drafter, graphs, forward.make_chain(runner, rows, committed, max(gamma, 1)), kind)
+            return _seconds(runner, drafter, graphs, forward.make_chain(runner, rows, committed, drafts), kind)
 
     slots = runner.token_to_kv_pool_allocator.available_size()
     requests, longest = runner.req_to_token_pool.size, seeding.CONTEXT + min(seeding.GAMMA, gamma_max) + 1

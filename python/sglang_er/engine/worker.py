@@ -55,7 +55,6 @@ class EfficientRolloutWorker(WorkerBase):
         self.device = target_worker.device
         self.speculative_num_steps = self.config.gamma_max
         self.speculative_num_draft_tokens = self.config.gamma_max + 1
-        # Before the KV pool is sized, so that its profiling sees the packed weights.
         if self.device != "cpu":  # tries them, which must not happen while a graph is recorded
             logger.info("sglang-er: kernels: %s", self._kernels(torch.device(self.device).type))
         self.target_graphs = TargetGraphs(self.model_runner)
@@ -64,6 +63,7 @@ class EfficientRolloutWorker(WorkerBase):
             from sglang_er.engine.cuda import graph_runners
 
             graph_runners.prepare(self.model_runner, self.config.gamma_max)
+        # Before the KV pool is sized, so that its profiling sees the packed weights.
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
         self.drafter = make_drafter(self.model_runner, self.twin, self.config)
         self.controller = Controller(self.config, measured_on(self.model_runner), on_host=self.device == "cpu")

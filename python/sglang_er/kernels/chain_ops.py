@@ -1,19 +1,18 @@
-"""Verifying a drafted chain in one op, as the rest of the house calls it (see ``ops.py``).
-
-Meant for devices with a kernel of their own for it: a CPU composes it from ``sample_rows``.
-"""
+"""Verifying a drafted chain in one op, as the rest of the house calls it (see ``ops.py``)."""
 
 from __future__ import annotations
 
 import torch
 
 from sglang_er.kernels.base import WEIGHT_DTYPES, check_device, check_dtype, check_matrix, check_vector, check_weights
+from sglang_er.kernels.cpu import verify_chain as cpu_verify_chain
 from sglang_er.kernels.reference import verify_chain as reference_verify_chain
 from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_triton, run
 
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
 
 register("verify_chain", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_verify_chain.verify_chain))
+register("verify_chain", Implementation("cpu", "cpu", frozenset({torch.float32}), cpu_verify_chain.verify_chain))
 register_triton("verify_chain", frozenset({torch.float32}))
 
 

@@ -41,22 +41,11 @@ def verify_chain(
         q: draft probabilities [B, gamma, V], exactly those that `drafts` were drawn from.
         drafts: int64 [B, gamma].
     """
-    gamma = drafts.shape[1]
-    if drafts.device.type != "cpu":
-        coins = torch.rand((len(drafts), gamma + 1), dtype=torch.float64, device=drafts.device, generator=generator)
-        verified = kernels.verify_chain(
-            p, q, drafts, coins[:, :gamma], coins[:, gamma].contiguous(), implementation=_implementation(p)
-        )
-        return ChainResult(*verified)
-    index = drafts[..., None]
-    p_drafts = p[:, :gamma].gather(-1, index).squeeze(-1).to(torch.float64)
-    q_drafts = q.gather(-1, index).squeeze(-1).to(torch.float64)
     coins = torch.rand(drafts.shape, dtype=torch.float64, device=drafts.device, generator=generator)
-    accepted = (coins * q_drafts < p_drafts).to(torch.int64).cumprod(dim=1).sum(dim=1)
     # (p - q)+ after a rejection, p after a full acceptance. p == q up to rounding can reject with probability ~0 and
     # leave nothing: p itself is the limit.
-    last = kernels.sample_rows(p, _coins(p, generator), q, accepted, implementation=_implementation(p))
-    return _commit(drafts, accepted, last)
+    verified = kernels.verify_chain(p, q, drafts, coins, _coins(p, generator), implementation=_implementation(p))
+    return ChainResult(*verified)
 
 
 def verify_choices(choices: torch.Tensor, drafts: torch.Tensor) -> ChainResult:
@@ -75,9 +64,3 @@ def _coins(weights: torch.Tensor, generator: torch.Generator | None) -> torch.Te
 def _implementation(weights: torch.Tensor) -> str | None:
     """Compiled kernels draw from float32, which is what the filters give; the formula in torch from anything."""
     return None if weights.dtype == torch.float32 else "reference"
-
-
-def _commit(drafts: torch.Tensor, accepted: torch.Tensor, last: torch.Tensor) -> ChainResult:
-    tokens = torch.cat([drafts, drafts[:, :1]], dim=1)
-    tokens.scatter_(1, accepted[:, None], last[:, None])
-    return ChainResult(tokens, (accepted + 1).to(torch.int32))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from sglang_er.kernels.reference.sample_rows import sample_rows
@@ -13,14 +15,16 @@ def verify_chain(
     resample_coins: torch.Tensor,
     tokens: torch.Tensor,
     accept_lens: torch.Tensor,
+    draw: Callable[..., None] = sample_rows,
 ) -> None:
+    """`draw`: who computes `sample_rows`."""
     gamma = drafts.shape[1]
     index = drafts[..., None]
     p_drafts = p[:, :gamma].gather(-1, index).squeeze(-1).to(torch.float64)
     q_drafts = q.gather(-1, index).squeeze(-1).to(torch.float64)
     accepted = (accept_coins * q_drafts < p_drafts).to(torch.int64).cumprod(dim=1).sum(dim=1)
     last = torch.empty_like(accepted)
-    sample_rows(p, q, accepted, resample_coins, last)
+    draw(p, q, accepted, resample_coins, last)
     tokens.copy_(torch.cat([drafts, drafts[:, :1]], dim=1))
     tokens.scatter_(1, accepted[:, None], last[:, None])
     accept_lens.copy_(accepted + 1)
