@@ -21,11 +21,13 @@ from sglang_er.policy.cost_features import Step
 from sglang_er.policy.cost_model import CostModel
 from sglang_er.policy.early_stop import EarlyStop, Plan
 from sglang_er.policy.guard import Guard
-from sglang_er.policy.probes import PlainChecks, Probe, ProbeBudget
+from sglang_er.policy.probes import PlainChecks, Probe, ProbeBudget, Tried
 
 Objective = Literal["tokens", "makespan"]
 _PROBE_EVERY = 4
 _DEVIATIONS = 2.0
+# Of a step's seconds: what the cost of a draft length may be off by, once it was not tried for long.
+_UNTRIED = 0.15
 # Makespan: the requests that lose their chain most often are the last to end.
 _STRAGGLERS = 0.25
 
@@ -50,7 +52,7 @@ class GoodputPolicy:
         self.objective: Objective = objective
         self._gamma_max = gamma_max
         self._hysteresis = hysteresis
-        self.budget, self.checks = ProbeBudget(probe_share), PlainChecks()
+        self.budget, self.checks, self.tried = ProbeBudget(probe_share), PlainChecks(), Tried(gamma_max)
         self._last = 0
         # How many tokens the step that was chosen last may draft, as long as `goes_on`.
         self.reach = 0
@@ -120,6 +122,8 @@ class GoodputPolicy:
             if gamma == best or cost > self.budget.seconds:
                 continue
             deviation = self.cost.deviation(step, gamma, best, state.speculative_rows, seconds)
+            if self.tried.long_ago(state.batch_size, gamma):
+                deviation = max(deviation, _UNTRIED * seconds[gamma])
             least = max(seconds[gamma] - _DEVIATIONS * deviation, 0.2 * seconds[gamma])
             rate = rates[gamma] * seconds[gamma] * hoped[gamma] / expected[gamma] / least
             if rate > promise:
@@ -132,6 +136,7 @@ class GoodputPolicy:
         state, gamma = outcome.state, outcome.gamma
         step = Step(state.batch_size, state.context_tokens)
         self.budget.settle(state.batch_size, gamma, outcome.seconds)
+        self.tried.step(state.batch_size, gamma)
         if gamma == 0:
             self.checks.plain(state.batch_size)
             self.cost.observe_plain(step, outcome.seconds)

@@ -82,3 +82,24 @@ class PlainChecks:
         """A plain step has ended, whyever it was one."""
         _, interval = self._classes.get(batch_size.bit_length(), (0, self.FIRST))
         self._classes[batch_size.bit_length()] = 0, interval
+
+
+class Tried:
+    """Which draft lengths were tried lately at batches of about this size. The cost model draws its lines through the
+    others, and is sure of them as long as costs have no kinks but those it expects."""
+
+    LONG_AGO = 256  # steps of such batches
+
+    def __init__(self, gamma_max: int) -> None:
+        self._fresh = [0] * (gamma_max + 1)
+        self._since: dict[int, list[int]] = {}  # bits of the batch size -> such steps since each draft length
+
+    def step(self, batch_size: int, gamma: int) -> None:
+        size = batch_size.bit_length()
+        since = [count + 1 for count in self._since.get(size, self._fresh)]
+        if gamma < len(since):  # a late outcome of another policy may be longer
+            since[gamma] = 0
+        self._since[size] = since
+
+    def long_ago(self, batch_size: int, gamma: int) -> bool:
+        return self._since.get(batch_size.bit_length(), self._fresh)[gamma] >= self.LONG_AGO

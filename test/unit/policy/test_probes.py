@@ -10,7 +10,7 @@ import pytest
 from support.pretended_engine import GAMMA_MAX, Engine
 
 from sglang_er.policy import GoodputPolicy
-from sglang_er.policy.probes import PlainChecks, Probe, ProbeBudget
+from sglang_er.policy.probes import PlainChecks, Probe, ProbeBudget, Tried
 
 
 def budget() -> ProbeBudget:
@@ -81,3 +81,15 @@ def test_plain_decode_is_measured_where_every_step_drafts():
     assert chosen[0] >= 4
     before = engine.policy.cost.observed["plain"]
     assert engine.run(8, 400)[0] >= 2 and engine.policy.cost.observed["plain"] > before
+
+
+def test_a_draft_length_that_was_not_tried_for_long_is_told_by_size_of_batch():
+    tried = Tried(gamma_max=3)
+    for _ in range(Tried.LONG_AGO - 1):
+        tried.step(8, 2)
+    assert not any(tried.long_ago(8, gamma) for gamma in range(4))
+    tried.step(15, 2)  # of the same size as 8, as far as this is concerned
+    assert [tried.long_ago(8, gamma) for gamma in range(4)] == [True, True, False, True]
+    assert not any(tried.long_ago(16, gamma) for gamma in range(4))
+    tried.step(9, 3)
+    assert [tried.long_ago(8, gamma) for gamma in range(4)] == [True, True, False, False]

@@ -56,6 +56,18 @@ def assert_on(engine: Engine, rows: int) -> None:
     False,
     0,
 )
+# A kink in the costs at 32 rows, between two draft lengths that are measured all the time, was never tried.
+@example(
+    [
+        (16, 328, 0.1531764387916503, 1.05, 1.0),
+        (16, 126, 0.0770745017320061, 0.9653766433107078, 1.0),
+        (8, 71, 0.8251464205328947, 1.4628058805582578, 2.0),
+        (16, 119, 0.95, 0.05, 0.5),
+    ],
+    16,
+    False,
+    2,
+)
 def test_whatever_came_before_speculation_is_on_where_it_pays_and_off_where_it_loses(past, rows, named, late):
     """No lock-out."""
     engine = lived(past, named=named, late=late)
