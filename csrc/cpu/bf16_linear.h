@@ -8,7 +8,8 @@
 // Who computes what: a thread takes kBlockRows rows of W and walks them in slices of K. A slice of the block
 // comes from memory once, stays in L2 and serves every tile of T rows of x; R rows of W times T rows of x are
 // in registers at a time, and each vector of W, once converted to fp32, serves T rows. The first touch is
-// spread: tile t of the current slice prefetches its share of the slice that follows.
+// spread: tile t of the current slice prefetches its share of the slice that follows, unless the machine's
+// own prefetching is better (P::prefetches).
 // x is rearranged once per call into tiles [step of 32 inputs][T][32] of fp32. Where a step of W converts
 // cheaper as even and odd inputs (bf16: one shift or mask for two inputs), x lies the same way. An
 // instruction set with dot products of bf16 pairs (P::kDot) takes W as it is and x rounded to bf16.
@@ -128,6 +129,12 @@ struct Ahead {
   int first, last;
 };
 
+template <class W>
+SGLANG_ER_INLINE void prefetch_step(const W* weights) {
+  __builtin_prefetch(weights, 0, 2);
+  if constexpr (sizeof(W) == 4) __builtin_prefetch(weights + kLanes, 0, 2);
+}
+
 // Adds inputs [0, count) of R rows of W times T rows of x to sums[t][r][16].
 template <class P, int T, int R, class W>
 void accumulate(const W* weight, int64_t stride, int64_t count, const PanelX<P, W>* x, float* sums,
@@ -137,12 +144,14 @@ void accumulate(const W* weight, int64_t stride, int64_t count, const PanelX<P, 
     for (int t = 0; t < T; ++t) acc[r][t] = fresh ? zero() : load(sums + (t * kBlockRows + r) * kLanes);
   }
   const W* next = weight + ahead.first * stride + ahead.offset;
-  const int lines = ahead.last - ahead.first;
+  const int lines = P::prefetches(T) ? ahead.last - ahead.first : 0;
   int64_t k = 0;
+#pragma GCC unroll 2
   for (; k + kStep <= count; k += kStep, x += T * kStep) {
-    for (int line = 0; line < lines; ++line) {
-      __builtin_prefetch(next + line * stride + k, 0, 2);
-      if constexpr (sizeof(W) == 4) __builtin_prefetch(next + line * stride + k + kLanes, 0, 2);
+    if (lines == R) {  // a known number: without a loop of its own, which cost a sixth at M = 1
+      for (int line = 0; line < R; ++line) prefetch_step(next + line * stride + k);
+    } else {
+      for (int line = 0; line < lines; ++line) prefetch_step(next + line * stride + k);
     }
     add_step<P>(acc, weight + k, stride, x);
   }

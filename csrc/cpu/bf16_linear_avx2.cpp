@@ -10,6 +10,7 @@ struct Avx2 {
   static constexpr bool kDot = false;
   static constexpr int kMaxTile = 3;
   static constexpr int rows_at_once(int tile) { return tile == 1 ? 4 : 2; }  // sums: 8, 8, 12 of 16 registers
+  static constexpr bool prefetches(int) { return true; }
 
   SGLANG_ER_INLINE static __m256i words(const BFloat16* weights) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));

@@ -12,6 +12,7 @@ struct Avx512 {
   static constexpr bool kDot = false;
   static constexpr int kMaxTile = 6;
   static constexpr int rows_at_once(int) { return 4; }  // 24 sums, 6 inputs, a weight, a mask
+  static constexpr bool prefetches(int) { return true; }
 
   // Little-endian: in a word of two bf16 the even input is the low half.
   SGLANG_ER_INLINE static Floats even(const BFloat16* weights) {

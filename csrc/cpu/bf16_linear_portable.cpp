@@ -11,6 +11,7 @@ struct Portable {
   static constexpr bool kDot = false;
   static constexpr int kMaxTile = 2;
   static constexpr int rows_at_once(int) { return 1; }
+  static constexpr bool prefetches(int) { return true; }
 
   SGLANG_ER_INLINE static Floats even(const BFloat16* weights) {
     return each_lane([=](int i) { return to_float(weights[2 * i]); });

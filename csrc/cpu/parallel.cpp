@@ -33,6 +33,16 @@ constexpr uint64_t kNumber = 1 << 17;  // unit of the job number
 constexpr int kPausesBeforeSleep = 1500;
 constexpr int kPausesBeforeYield = 4000;
 
+// Moves the calling thread to another core than `core`, where it may.
+void leave(int core) {
+  cpu_set_t allowed;
+  if (core < 0 || core >= CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(core, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0) return;
+  sched_setaffinity(0, sizeof(allowed), &allowed);
+}
+
 class Pool {
  public:
   void run(void (*body)(void*), void* context, int threads) {
@@ -42,6 +52,7 @@ class Pool {
     body_ = body;
     context_ = context;
     places_ = static_cast<uint64_t>(threads - 1);
+    caller_core_ = sched_getcpu();
     const uint64_t number = (state_.load(std::memory_order_relaxed) & ~(kOpen | kInsideMask)) + kNumber;
     state_.store(number | kOpen);
     if (sleepers_.load() > 0) state_.notify_all();
@@ -93,8 +104,13 @@ class Pool {
         }
       }
       if (!entered) continue;
+      // On the caller's core a helper only takes turns with it, and the kernel may leave it there for most of
+      // a second (seen with Linux 6.18 on two cores, the other one idle).
+      const int callers = caller_core_;
+      const bool together = sched_getcpu() == callers;
       body_(context_);
       state_.fetch_sub(1, std::memory_order_release);
+      if (together) leave(callers);
     }
   }
 
@@ -118,6 +134,7 @@ class Pool {
   void (*body_)(void*) = nullptr;
   void* context_ = nullptr;
   std::atomic<uint64_t> places_{0};
+  std::atomic<int> caller_core_{-1};
   int helpers_ = 0;
   std::mutex owner_;
 };

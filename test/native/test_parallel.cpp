@@ -1,4 +1,6 @@
 // parallel_for and scratch: many small jobs, two callers at once, helpers gone after fork().
+#include <sched.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -34,6 +36,36 @@ TEST(jobs_after_the_helpers_slept) {
     usleep(2000);
     check_job(100, 3);
   }
+}
+
+// Helper and caller are put onto one core, then let go.
+TEST(a_helper_leaves_the_callers_core) {
+  cpu_set_t all;
+  CHECK(sched_getaffinity(0, sizeof(all), &all) == 0);
+  if (CPU_COUNT(&all) < 2) return;
+  const auto self = static_cast<pid_t>(syscall(SYS_gettid));
+  std::atomic<pid_t> helper{0};
+  std::atomic<int> core{-1};
+  const auto job = [&] {
+    parallel_for(64, 2, [&](int64_t) {
+      const auto thread = static_cast<pid_t>(syscall(SYS_gettid));
+      if (thread != self) helper = thread, core = sched_getcpu();
+      for (volatile int i = 0; i < 2000;) i = i + 1;
+    });
+  };
+  while (helper == 0) job();
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  for (const pid_t thread : {self, helper.load()}) sched_setaffinity(thread, sizeof(one), &one);
+  for (int i = 0; i < 50; ++i) job();
+  for (const pid_t thread : {self, helper.load()}) sched_setaffinity(thread, sizeof(all), &all);
+  core = -1;
+  int jobs = 0;
+  while ((core == -1 || core == sched_getcpu()) && jobs < 100'000) job(), ++jobs;
+  CHECK(jobs < 100'000);
+  cpu_set_t after;
+  CHECK(sched_getaffinity(helper, sizeof(after), &after) == 0 && CPU_EQUAL(&after, &all));
 }
 
 TEST(two_callers_at_once) {
