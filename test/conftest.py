@@ -78,10 +78,13 @@ SERVERS = {
         ),
         env={"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "20"},
     ),
-    # Experts stay exact in the twin; no overlap and no retraction (SGLang forgets penalties in a retraction).
+    # Experts, on two ranks; no overlap and no retraction (SGLang forgets penalties in a retraction).
     "moe": ServerSpec(
         arch="qwen3_moe",
-        flags=("--disable-overlap-schedule", "--max-total-tokens", "8192", "--enable-custom-logit-processor"),
+        flags=(
+            *("--disable-overlap-schedule", "--max-total-tokens", "8192", "--enable-custom-logit-processor"),
+            *("--tp-size", "2", "--er-group-size", "64"),
+        ),
         env=_TEST_PATH,
     ),
     # Two engines behind one port, page size 16, no radix cache, retraction under overlap.
