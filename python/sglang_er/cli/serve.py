@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def with_threads(resolved: config.RolloutConfig, forwarded: Sequence[str]) -> config.RolloutConfig:
-    """The thread count of this machine where nobody chose one; engines and ranks that share the machine share its cores."""
+    """The thread count of this machine where nobody chose one; its engines and their ranks share the cores."""
     from sglang_er.rollout import cores
 
     if resolved.cpu_threads is not None or os.environ.get("OMP_NUM_THREADS"):
