@@ -111,7 +111,8 @@ class BuildWithCMake(build_ext):
 
 
 class ShipCudaSources(build_py):
-    """CUDA kernels are compiled where they are used: a wheel has their sources beside kernels/cuda/build.py."""
+    """A wheel has the sources of the CUDA kernels, to be compiled where they are used, and the libraries of the folder
+    SGLANG_ER_SHIP_CUDA_KERNELS (`sglang-er build-kernels --out`) if there is one, for machines without nvcc."""
 
     def run(self) -> None:
         super().run()
@@ -120,6 +121,10 @@ class ShipCudaSources(build_py):
         shipped = Path(self.build_lib, "sglang_er", "kernels", "cuda", "csrc")
         for folder in ("cuda", "include"):
             shutil.copytree(ROOT / "csrc" / folder, shipped / folder, dirs_exist_ok=True)
+        if folder := os.environ.get("SGLANG_ER_SHIP_CUDA_KERNELS"):
+            if not list(Path(folder).glob("*.so")):
+                raise SetupError(f"sglang-er: SGLANG_ER_SHIP_CUDA_KERNELS={folder} has no library: build-kernels --out")
+            shutil.copytree(folder, shipped.parent / "prebuilt", dirs_exist_ok=True)
 
 
 class WheelForAnyPython(bdist_wheel):

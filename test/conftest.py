@@ -78,10 +78,13 @@ SERVERS = {
         ),
         env={"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "20"},
     ),
-    # Experts stay exact in the twin; no overlap and no retraction (SGLang forgets penalties in a retraction).
+    # Experts, on two ranks; no overlap and no retraction (SGLang forgets penalties in a retraction).
     "moe": ServerSpec(
         arch="qwen3_moe",
-        flags=("--disable-overlap-schedule", "--max-total-tokens", "8192", "--enable-custom-logit-processor"),
+        flags=(
+            *("--disable-overlap-schedule", "--max-total-tokens", "8192", "--enable-custom-logit-processor"),
+            *("--tp-size", "2", "--er-group-size", "64"),
+        ),
         env=_TEST_PATH,
     ),
     # Two engines behind one port, page size 16, no radix cache, retraction under overlap.
@@ -116,6 +119,7 @@ SERVERS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the whole matrix (make test-full)")
+    parser.addoption("--ranks", type=int, default=1, help="tensor-parallel ranks of every server that speculates")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -144,10 +148,11 @@ def flat_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int],
 
 @pytest.fixture(scope="session")
 def server(
-    flat_model: Callable[[str, int], Path], tmp_path_factory: pytest.TempPathFactory
+    flat_model: Callable[[str, int], Path], tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[Callable[[str], Server]]:
     """server(name) -> the shared server of that name (see SERVERS), started at first use."""
     started: dict[str, Server] = {}
+    ranks: int = pytestconfig.getoption("--ranks")
     with ExitStack() as stack:
 
         def get(name: str) -> Server:
@@ -157,7 +162,11 @@ def server(
                 model = flat_model(spec.arch, spec.seed)
                 # One thread: these models are too small for two, and several servers share the cores.
                 env = {"SGLANG_ER_CPU_THREADS": "1", "SGLANG_ER_CHECK_EPOCHS": "true", **spec.env}
-                context = running_server(model, log, *_COMMON, *spec.flags, env=env, command=spec.command)
+                flags = (*_COMMON, *spec.flags)
+                if ranks > 1 and "--plain" not in flags:
+                    flags += ("--tp-size", str(ranks))
+                    env["SGLANG_ER_GROUP_SIZE"] = "32"  # half of an MLP of 320 inputs has no larger ones
+                context = running_server(model, log, *flags, env=env, command=spec.command)
                 started[name] = stack.enter_context(context)
             return started[name]
 

@@ -44,7 +44,9 @@ SWITCHABLE = SYNC_SWITCHABLE | frozenset(
 # Variables with our prefix that are no options (docs/configuration.md); any other unknown one is an error.
 ENV_FILE = "SGLANG_ER_CONFIG"
 ENV_SET_BY = "SGLANG_ER_SET_BY"
-_NOT_OPTIONS = frozenset({ENV_FILE, ENV_SET_BY, "SGLANG_ER_CPU_ISA", "SGLANG_ER_TEST_HOOK", "SGLANG_ER_CUDA_KERNELS"})
+_NOT_OPTIONS = frozenset({ENV_FILE, ENV_SET_BY}) | {
+    f"SGLANG_ER_{name}" for name in ("CPU_ISA", "TEST_HOOK", "CUDA_KERNELS", "SHIP_CUDA_KERNELS")
+}
 
 Source = Literal["default", "file", "environment", "flag", "admin"]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -153,8 +155,9 @@ class RolloutConfig(SyncOptions):
         30.0, ge=0.0, description="time at start-up for recording verify passes, and as much for draft passes"
     )
 
-    kv_shadow: Literal["off", "int8", "int4"] = Field(
-        "int4", description="quantized copy of the KV cache that the draft pass reads on a CPU; made at first use"
+    kv_shadow: Literal["auto", "off", "int8", "int4"] = Field(
+        "auto",
+        description="quantized copy of the KV cache that the draft pass reads; auto: int4 on a CPU",
     )
     kv_shadow_from: int = Field(
         4096, ge=0, description="tokens of context in the whole batch from which on the draft pass reads the KV shadow"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 from support.equality import (
     accept_counts,
+    accept_length,
     assert_pool_empty,
     assert_same,
     fixed_gamma,
@@ -68,3 +69,28 @@ def test_seeded_tokens_are_plain_decodes(plain: Server, server: Callable[[str], 
         replies = seeded.generate_all(prompts, sampling, concurrency=7)
     assert_same(ids(replies), expected, "whole passes, seeded")
     assert 0 < steps.accepted < steps.drafted, steps
+
+
+def test_the_shadow_is_written_behind_every_forward(spec: Server, greedy_reference: Reference) -> None:
+    """Chunked prefill, plain steps and verify passes; then the same prompts from the radix cache. Drafts read it,
+    which changes some of them, and no token that is committed."""
+    prompts, expected = greedy_reference
+    lengths, counts = {}, {}
+    for shadow in ("off", "int4"):
+        with whole_passes(spec, kv_shadow=shadow, kv_shadow_from=0):
+            spec.cycle()
+            for cache in ("empty", "warm"):
+                if cache == "empty":
+                    spec.flush_cache()
+                replies = spec.generate_all(prompts, greedy(128), concurrency=11)
+                assert_same(ids(replies), expected, f"shadow {shadow}, cache {cache}")
+                lengths[shadow, cache] = accept_length(replies)
+            spec.fixed(5)
+            counts[shadow] = accept_counts(spec.generate_all(prompts[:3], greedy(64), concurrency=1))
+            state = spec.state()["kv_shadow"]
+        assert (state is None) == (shadow == "off")
+    assert state["stored_slots"] > 1000 and state["valid_slots"] > 1000
+    for cache in ("empty", "warm"):
+        assert lengths["int4", cache] > 0.9 * lengths["off", cache]
+    assert counts["off"] != counts["int4"]
+    assert_pool_empty(spec)

@@ -137,13 +137,13 @@ def prefill_chunks(log: str) -> list[int]:
 
 
 @contextmanager
-def whole_passes(server: Server) -> Iterator[None]:
+def whole_passes(server: Server, **options: Any) -> Iterator[None]:
     """Inside, drafts are made by the function that GPUs record as a graph, called over its buffers. Some must be."""
-    options = {"executor": "wrapped", "draft_graphs": "eager"}
+    options = {"executor": "wrapped", "draft_graphs": "eager", "kv_shadow": "off", **options}
     before = server.state()["forwards"].get("draft_loop", 0)
     server.set_policy(**options)
     try:
         yield
         assert server.state()["forwards"].get("draft_loop", 0) > before, "no whole pass was drafted"
     finally:
-        server.set_policy(executor="native", draft_graphs="auto")
+        server.set_policy(executor="native", draft_graphs="auto", kv_shadow="auto", kv_shadow_from=4096)

@@ -22,16 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def with_threads(resolved: config.RolloutConfig, forwarded: Sequence[str]) -> config.RolloutConfig:
-    """The thread count of this machine where nobody chose one; engines that share the machine share its cores."""
+    """The thread count of this machine where nobody chose one; its engines and their ranks share the cores."""
     from sglang_er.rollout import cores
 
     if resolved.cpu_threads is not None or os.environ.get("OMP_NUM_THREADS"):
         return resolved
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dp-size", "--data-parallel-size", dest="engines", default="1")
-    engines = parser.parse_known_args(list(forwarded))[0].engines
+    parser.add_argument("--tp-size", "--tensor-parallel-size", "--tp", dest="ranks", default="1")
+    given = parser.parse_known_args(list(forwarded))[0]
     # What is no number is for SGLang to refuse.
-    share = cores.default_threads() // max(1, int(engines) if engines.isdigit() else 1)
+    engines, ranks = (max(1, int(text)) if text.isdigit() else 1 for text in (given.engines, given.ranks))
+    share = cores.default_threads() // (engines * ranks)
     return config.extended(resolved, "default", {"cpu_threads": max(1, share)})
 
 

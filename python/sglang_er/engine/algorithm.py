@@ -36,7 +36,6 @@ _UNSUPPORTED_FLAGS: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("enable_hisparse", (False,), "sparse host KV is not supported: drop --enable-hisparse"),
     ("attn_cp_size", (1, None), "context parallelism is not supported: use --attn-cp-size 1"),
     ("dcp_size", (1, None), "context parallelism is not supported: use --dcp-size 1"),
-    ("tp_size", (1,), "tensor parallelism is not supported yet: use --tp-size 1 (and --dp-size for several engines)"),
 )
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sglang_er.config import RolloutConfig
-from sglang_er.engine.agreement import agreed
+from sglang_er.engine.ranks import ALONE, Ranks
 from sglang_er.policy import GoodputPolicy, Policy, StepOutcome, StepState, cost_file, make_policy, seeding
 from sglang_er.policy.cost_features import Step
 from sglang_er.policy.health import OFF_UNTIL, DraftHealth
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +24,16 @@ class Controller:
         self,
         config: RolloutConfig,
         measured_on: Mapping[str, str],
-        ranks: ProcessGroup | None = None,
+        ranks: Ranks = ALONE,
         on_host: bool = True,
     ) -> None:
-        """`measured_on`: what costs belong to; `ranks`: those that run every pass together, None for one alone;
+        """`measured_on`: what costs belong to; `ranks`: those that run every pass together;
         `on_host`: what the twin says can be looked at without waiting for a device.
 
         Raises StaleCosts or OSError for a file of costs that is no use.
         """
         self._ranks = ranks
-        self._may_stop_early = on_host and ranks is None
+        self._may_stop_early = on_host and ranks.alone
         self.measured_on = dict(measured_on)
         cost = cost_file.load(Path(config.cost_file), measured_on) if config.cost_file else None
         self.learnt = GoodputPolicy(config.gamma_max, cost=cost)
@@ -57,10 +54,12 @@ class Controller:
             plain = 1e3 * self.learnt.cost.plain(Step(1, 64))
             logger.info("sglang-er: %d forwards timed in %.1f s; a plain step: %.1f ms", len(timings), spent, plain)
 
-    def choose(self, state: StepState) -> int:
-        """Draft length of this step, in 0..state.gamma_limit."""
-        gamma = self.policy.choose(state) if self.health.allows() else 0
-        return agreed(max(0, min(state.gamma_limit, gamma)), self._ranks)
+    def choose(self, state: StepState, ready: bool = True) -> int:
+        """Draft length of this step, in 0..state.gamma_limit, the same on every rank; 0 unless all are `ready`."""
+        if not self._ranks.first:
+            return self._ranks.agreed(int(ready))
+        gamma = self.policy.choose(state) if ready and self.health.allows() else 0
+        return self._ranks.agreed(max(0, min(state.gamma_limit, gamma)))
 
     def reach(self, gamma: int) -> int:
         """How far a draft may go that was chosen with this length, as long as `goes_on`."""

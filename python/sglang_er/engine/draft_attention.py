@@ -11,11 +11,14 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from sglang_er import kernels
+from sglang_er.twin.kv_shadow import EXACT_NEWEST
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from sglang_er.twin.kv_shadow import ShadowPool
 
 
 def window_of(radix: RadixAttention) -> int:
@@ -33,6 +36,8 @@ class DraftAttention(AttentionBackend):
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
         self._begins = torch.arange(most_rows + 1, dtype=torch.int64, device=runner.device)
+        self._first_layer = int(runner.token_to_kv_pool.start_layer or 0)
+        self.shadow: ShadowPool | None = None  # read in place of the pool, but for the newest tokens
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """There is none."""
@@ -44,7 +49,7 @@ class DraftAttention(AttentionBackend):
         pool = self.token_to_kv_pool
         if save_kv_cache and k is not None:
             pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
-        rows = forward_batch.req_pool_indices
+        rows, shadow = forward_batch.req_pool_indices, self.shadow
         out = kernels.paged_attention(
             q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim),
             pool.get_key_buffer(layer.layer_id),
@@ -55,5 +60,8 @@ class DraftAttention(AttentionBackend):
             forward_batch.seq_lens,
             scale=layer.scaling,
             window=window_of(layer),
+            shadow=None if shadow is None else shadow.layers[layer.layer_id - self._first_layer],
+            valid=None if shadow is None else shadow.valid,
+            exact_newest=EXACT_NEWEST,
         )
         return out.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)

@@ -20,6 +20,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_er.engine.draft_attention import DraftAttention
+from sglang_er.engine.ranks import ALONE, Ranks
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.sampling.filters import FilterParams
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sglang_er.engine.forward import Chain
     from sglang_er.engine.graphs import EagerGraphs
+    from sglang_er.twin.kv_shadow import ShadowPool
     from sglang_er.twin.twin import Twin
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -44,13 +46,22 @@ class _Key(NamedTuple):
     gamma: int
     rule: str
     filters: tuple[bool, bool, bool]
+    shadow: bool
 
 
 class DraftLoop:
     """`takes` says what is drafted here; other batches go token by token."""
 
-    def __init__(self, runner: ModelRunner, twin: Twin, graphs: EagerGraphs, gamma_max: int) -> None:
-        self._runner, self._twin, self._graphs = runner, twin, graphs
+    def __init__(
+        self,
+        runner: ModelRunner,
+        twin: Twin,
+        graphs: EagerGraphs,
+        gamma_max: int,
+        ranks: Ranks = ALONE,
+        shadow: ShadowPool | None = None,
+    ) -> None:
+        self._runner, self._twin, self._graphs, self._ranks, self._shadow = runner, twin, graphs, ranks, shadow
         rows, device = BUCKETS[-1], runner.device
         self._attention = DraftAttention(runner, rows)
 
@@ -69,11 +80,13 @@ class DraftLoop:
     def takes(self, rows: int, gamma: int) -> bool:
         return rows <= BUCKETS[-1] and _bucket(rows) * gamma <= MOST_DRAFTS
 
-    def run(self, chain: Chain, bonus: torch.Tensor, sampler: StepSampler) -> DraftedChain:
-        """As many tokens as the chain has slots for; `bonus` int64 [B]: the token before them."""
+    def run(self, chain: Chain, bonus: torch.Tensor, sampler: StepSampler, shadow: bool = False) -> DraftedChain:
+        """As many tokens as the chain has slots for; `bonus` int64 [B]: the token before them; `shadow`: read the KV
+        shadow, if there is one."""
         rows, gamma = chain.slots.shape[0], chain.slots.shape[1] - 1
         bucket, params = _bucket(rows), sampler.params
-        key = _Key(bucket, gamma, sampler.rule, (params.need_top_p, params.need_top_k, params.need_min_p))
+        filters = (params.need_top_p, params.need_top_k, params.need_min_p)
+        key = _Key(bucket, gamma, sampler.rule, filters, shadow and self._shadow is not None)
         self._fill(rows, bucket, chain, bonus, sampler)
         tokens, probs = self._run(key)
         drafted = DraftedChain()
@@ -83,16 +96,16 @@ class DraftLoop:
         return drafted
 
     def record(self, seconds: float) -> None:
-        """Passes of greedy and of unfiltered sampling, the likeliest first, until that time is over; others at their
-        first use."""
+        """Passes of greedy and of unfiltered sampling, the likeliest first, until that time is over by the first rank's
+        clock; others at their first use."""
         ended = time.perf_counter() + seconds
         most = self._slots.shape[1] - 1
         for gamma in [gamma for gamma in _GAMMAS if gamma <= most]:
             for bucket in [bucket for bucket in BUCKETS if bucket * gamma <= MOST_DRAFTS]:
                 for rule in ("rejection", "greedy"):
-                    if time.perf_counter() >= ended:
+                    if self._ranks.seconds(time.perf_counter() - ended) >= 0.0:
                         return
-                    self._run(_Key(bucket, gamma, rule, (False, False, False)))
+                    self._run(_Key(bucket, gamma, rule, (False, False, False), self._shadow is not None))
 
     def _run(self, key: _Key) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Of what is in the buffers now: tokens [gamma, bucket], and what they were drawn from."""
@@ -141,6 +154,7 @@ class DraftLoop:
         seeds = self._seeds[:bucket] if key.rule == "seeded" else None
         sampler = StepSampler.of(params, greedy=key.rule == "greedy", seeds=seeds)
         last = self._bonus[:bucket]
+        self._attention.shadow = self._shadow if key.shadow else None
         for step in range(key.gamma):
             drafted = DraftedChain()
             positions = self._committed[:bucket] + step

@@ -16,7 +16,10 @@ from sglang_er.config import ConfigError
 from sglang_er.engine import forward
 from sglang_er.engine.draft_loop import DraftLoop
 from sglang_er.engine.graphs import CudaGraphs, EagerGraphs
+from sglang_er.engine.pool_watch import OTHERS, watch_pool
+from sglang_er.engine.ranks import ALONE, Ranks
 from sglang_er.engine.target_graphs import bound
+from sglang_er.engine.written_shadow import WrittenShadow, shadow_bits
 from sglang_er.kernels import proven, registry
 from sglang_er.kernels.base import WEIGHT_DTYPES
 
@@ -36,13 +39,16 @@ if TYPE_CHECKING:
 class WrappedDrafter:
     """Also the interface: `configure`; `whole_pass`, or else `draft_pass` and `logits`; what `describe_*` tell."""
 
-    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig) -> None:
+    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig, ranks: Ranks = ALONE) -> None:
         self._runner = runner
         self._twin = twin
+        self._ranks = ranks
         self._counts: Counter[str] = Counter()
         self._graphs: EagerGraphs | None = None
         self._loop: DraftLoop | None = None
         self._looped: tuple[object, ...] = ()
+        self._shadow: WrittenShadow | None = None
+        self._valid: torch.Tensor | None = None
         self.configure(config)
 
     def configure(self, config: RolloutConfig) -> None:
@@ -51,9 +57,11 @@ class WrappedDrafter:
         int8 = config.draft_activations == "int8" and str(self._runner.device) == "cpu"
         for layer in self._twin.layers:
             layer.int8_activations = int8
-        looped = (config.draft_graphs, config.graph_memory_mb, config.gamma_max)
+        looped = (config.draft_graphs, config.graph_memory_mb, config.gamma_max, config.kv_shadow)
         if looped != self._looped:  # what was recorded stays otherwise
             self._graphs, self._loop, self._looped = self._make_graphs(config), None, looped
+            self._shadow = None
+        self._shadow_bits, self._shadow_from = shadow_bits(config, str(self._runner.device)), config.kv_shadow_from
         self._gamma_max = config.gamma_max
 
     def _make_graphs(self, config: RolloutConfig) -> EagerGraphs | None:
@@ -66,25 +74,39 @@ class WrappedDrafter:
             attention = registry.candidates("paged_attention", "cuda", self._runner.dtype)
             if "triton" not in (entry.name for entry in attention):
                 raise ConfigError("draft_graphs is on; its attention is Triton's: --er-kernels cuda,triton,reference")
-            return CudaGraphs(config.graph_memory_mb << 20)
+            return CudaGraphs(config.graph_memory_mb << 20, self._ranks)
         return EagerGraphs() if choice == "eager" else None
 
-    def whole_pass(self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler) -> DraftedChain | None:
-        """All drafts of a step after `bonus` int64 [B]; None where they have to be made one by one."""
+    def whole_pass(
+        self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler, context_tokens: int
+    ) -> DraftedChain | None:
+        """All drafts of a step after `bonus` int64 [B], over so many tokens of context; None where they have to be made
+        one by one."""
         rows, gamma = chain.slots.shape[0], chain.slots.shape[1] - 1
         loop = self._whole()
         if loop is None or not loop.takes(rows, gamma):
             return None
         self._counts["draft_loop"] += gamma
-        return loop.run(chain, bonus, sampler)
+        return loop.run(chain, bonus, sampler, shadow=context_tokens >= self._shadow_from)
 
     def _whole(self) -> DraftLoop | None:
         """Made at first use: the pools exist by then. None for a pool that our attention does not read (fp8)."""
         if self._graphs is None or self._runner.token_to_kv_pool.dtype not in WEIGHT_DTYPES:
             return None
         if self._loop is None:
-            self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max)
+            if self._shadow_bits:
+                if self._valid is None:
+                    # Moves are not followed: what they write is read from the pool until a forward writes it again.
+                    self._valid = watch_pool(self._runner.token_to_kv_pool, OTHERS)
+                self._shadow = WrittenShadow(self._runner, self._shadow_bits, self._graphs, self._valid)
+            shadow = None if self._shadow is None else self._shadow.pool
+            self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max, self._ranks, shadow)
         return self._loop
+
+    def written(self, slots: torch.Tensor | None) -> None:
+        """The policy's forward has written KV into these slots, int [n]."""
+        if self._shadow is not None and slots is not None:
+            self._shadow.written(slots)
 
     def record(self, seconds: float) -> None:
         """At start-up: graphs of the passes that are likeliest to be asked for, as many as that time allows."""
@@ -114,7 +136,7 @@ class WrappedDrafter:
 
     def describe_shadow(self) -> dict[str, object] | None:
         """The KV shadow, once there is one."""
-        return None
+        return None if self._shadow is None else self._shadow.pool.describe()
 
     def describe_graphs(self) -> dict[str, object] | None:
         """Graphs of whole passes, where they are used."""
@@ -124,18 +146,20 @@ class WrappedDrafter:
 class NativeDrafter(WrappedDrafter):
     """The executor's decoder, unless it is switched off."""
 
-    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig) -> None:
+    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig, ranks: Ranks = ALONE) -> None:
         self._executor: NativeExecutor = runner.sglang_er_executor
         self._native = False
-        super().__init__(runner, twin, config)
+        super().__init__(runner, twin, config, ranks)
 
     def configure(self, config: RolloutConfig) -> None:
         super().configure(config)
         self._executor.configure(config)
 
-    def whole_pass(self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler) -> DraftedChain | None:
+    def whole_pass(
+        self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler, context_tokens: int
+    ) -> DraftedChain | None:
         # The executor would run the loop's forwards with the policy's weights.
-        return None if self._executor.enabled else super().whole_pass(chain, bonus, sampler)
+        return None if self._executor.enabled else super().whole_pass(chain, bonus, sampler, context_tokens)
 
     def draft_pass(self, chain: forward.Chain) -> AbstractContextManager[None]:
         self._native = self._executor.enabled and self._executor.prepare_draft(self._twin, chain)
@@ -150,11 +174,11 @@ class NativeDrafter(WrappedDrafter):
         return {**super().forwards(), **self._executor.forwards}
 
     def describe_shadow(self) -> dict[str, object] | None:
-        return self._executor.describe_shadow()
+        return self._executor.describe_shadow() or super().describe_shadow()
 
 
-def make_drafter(runner: ModelRunner, twin: Twin, config: RolloutConfig) -> WrappedDrafter:
+def make_drafter(runner: ModelRunner, twin: Twin, config: RolloutConfig, ranks: Ranks = ALONE) -> WrappedDrafter:
     """The native one where the runner has an executor (CPU platform, a model that it knows)."""
     if getattr(runner, "sglang_er_executor", None) is None:
-        return WrappedDrafter(runner, twin, config)
-    return NativeDrafter(runner, twin, config)
+        return WrappedDrafter(runner, twin, config, ranks)
+    return NativeDrafter(runner, twin, config, ranks)

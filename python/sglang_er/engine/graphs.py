@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from sglang_er.engine.ranks import ALONE, Ranks
+
 logger = logging.getLogger(__name__)
 
 # Before recording: kernels are compiled and libraries make their workspaces at first use, which a graph cannot hold.
@@ -45,12 +47,13 @@ class CudaGraphs(EagerGraphs):
     """Records at the first run of a key, replays afterwards. All graphs share one pool of memory: none of them runs
     beside another, and what they leave behind lies in buffers outside of it.
 
-    `budget`: bytes that recording may take in all; keys that come after it is used up are called, and counted so.
+    `budget`: bytes that recording may take in all on any of the `ranks`; keys that come after it is used up are called,
+    and counted so.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self._budget = budget
+        self._budget, self._ranks = budget, ranks
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._full = False
@@ -85,7 +88,7 @@ class CudaGraphs(EagerGraphs):
         self.nbytes += max(0, free - torch.cuda.mem_get_info()[0])
         self.counts["recorded"] += 1
         self.recording_seconds += time.perf_counter() - began
-        if self.nbytes > self._budget:
+        if not self._ranks.agreed(self.nbytes <= self._budget):
             self._full = True
             logger.warning(
                 "sglang-er: %d draft graphs take %.0f MB, more than graph_memory_mb allows: further ones are not "

@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_er.config import ConfigError
+from sglang_er.config import ConfigError, from_env
 from sglang_er.engine import compat
 from sglang_er.engine.algorithm import ALGORITHM
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 # SGLang's state request carries only numbers as values, so a command travels in the key.
 COMMAND_PREFIX = "sglang_er:"
 TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+CELL_BYTES = "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size"
 SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
 
 
@@ -29,6 +30,7 @@ def register() -> None:
     adapter = compat.adapter()
     adapter.register_hooks()
     HookRegistry.register(adapter.row_headroom, _row_headroom, HookType.AFTER)
+    HookRegistry.register(CELL_BYTES, _cell_with_shadow, HookType.AFTER)
     HookRegistry.register(f"{scheduler}.get_internal_state", _add_state, HookType.AFTER)
     HookRegistry.register(f"{scheduler}.set_internal_state", _take_command, HookType.AROUND)
     HookRegistry.register(f"{scheduler}.continue_generation", _generation_continued, HookType.AFTER)
@@ -44,6 +46,16 @@ def _row_headroom(extra: int, *_: Any, **__: Any) -> int:
     """
     adapter = compat.adapter()
     return max(extra, adapter.row_reserve()) if adapter.served_algorithm() == ALGORITHM else extra
+
+
+def _cell_with_shadow(cell_bytes: int, _configurator: Any, pools: Any, *_: Any, **__: Any) -> int:
+    """--mem-fraction-static is for the KV pool and the shadow together."""
+    if compat.adapter().served_algorithm() != ALGORITHM:
+        return cell_bytes
+    from sglang_er.engine.written_shadow import with_shadow
+
+    head_dim = int(pools.model_config.head_dim)
+    return with_shadow(cell_bytes, from_env(), str(pools.device), head_dim, pools.kv_cache_dtype)
 
 
 def worker_of(scheduler: Any) -> Any:

@@ -23,19 +23,21 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     from sglang_er.engine.drafter import WrappedDrafter
+    from sglang_er.engine.ranks import Ranks
     from sglang_er.engine.target_graphs import TargetGraphs
 
 
 def time_forwards(
-    runner: ModelRunner, drafter: WrappedDrafter, graphs: TargetGraphs, gamma_max: int, seconds: float
+    runner: ModelRunner, drafter: WrappedDrafter, graphs: TargetGraphs, gamma_max: int, seconds: float, ranks: Ranks
 ) -> list[seeding.Timing]:
-    """Plain, draft and verify forwards at rising batch sizes, as many as fit into `seconds`."""
+    """Plain, draft and verify forwards at rising batch sizes, as many as fit into `seconds` (of the first rank)."""
 
     def measure(kind: str, size: int, gamma: int) -> float:
         drafts = max(gamma, 1)
         with _borrowed_rows(runner, size, seeding.CONTEXT + drafts + 1) as rows:
             committed = torch.full((size,), seeding.CONTEXT, dtype=torch.int64, device=rows.device)
-            return _seconds(runner, drafter, graphs, forward.make_chain(runner, rows, committed, drafts), kind)
+            chain = forward.make_chain(runner, rows, committed, drafts)
+            return ranks.seconds(_seconds(runner, drafter, graphs, chain, kind))
 
     slots = runner.token_to_kv_pool_allocator.available_size()
     requests, longest = runner.req_to_token_pool.size, seeding.CONTEXT + min(seeding.GAMMA, gamma_max) + 1
@@ -85,6 +87,7 @@ def _draft(drafter: WrappedDrafter, chain: forward.Chain, bonus: torch.Tensor) -
     one, zero = torch.ones(rows, device=device), torch.zeros(rows, device=device)
     params = FilterParams(one[:, None], one, one.to(torch.int32), zero, False, False, False)
     chain = chain.first(1)
-    if drafter.whole_pass(chain, bonus, StepSampler.of(params, greedy=False, seeds=None)) is None:
+    sampler, context = StepSampler.of(params, greedy=False, seeds=None), rows * seeding.CONTEXT
+    if drafter.whole_pass(chain, bonus, sampler, context) is None:
         with drafter.draft_pass(chain):
             drafter.logits(chain, 0, bonus)

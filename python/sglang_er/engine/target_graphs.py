@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from sglang_er.engine.ranks import ALONE, Ranks
+
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 512
@@ -46,8 +48,8 @@ class TargetGraphs:
         self.counts = {"verify_recorded": 0, "verify_eager": 0}
         self.nbytes, self.seconds = 0, 0.0
 
-    def record(self, gamma_max: int, batch_sizes: Sequence[int]) -> None:
-        """All widths that the budget allows."""
+    def record(self, gamma_max: int, batch_sizes: Sequence[int], ranks: Ranks = ALONE) -> None:
+        """All widths that the budget allows on every rank."""
         if self._capture is None:
             return
         order = [gamma for gamma in _ORDER if gamma <= gamma_max]
@@ -59,7 +61,7 @@ class TargetGraphs:
             if sizes:
                 self._recorded[width] = self._capture(width, sizes)
             self.nbytes, self.seconds = self._memory() - before, time.perf_counter() - began
-            if self.nbytes > self._budget[0] or self.seconds > self._budget[1]:
+            if not ranks.agreed(self.nbytes <= self._budget[0] and self.seconds <= self._budget[1]):
                 break
         missing = sorted(gamma for gamma in order if gamma + 1 not in self._recorded)
         logger.info(

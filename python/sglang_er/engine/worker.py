@@ -19,12 +19,13 @@ from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
 from sglang_er.engine.identity import measured_on
 from sglang_er.engine.provenance import Provenance
+from sglang_er.engine.ranks import Ranks
 from sglang_er.engine.sampler import DraftedChain, StepSampler
 from sglang_er.engine.spec_inputs import DraftState
 from sglang_er.engine.stats import LaunchedStep, StepStats
+from sglang_er.engine.step_state import step_state
 from sglang_er.engine.target_graphs import TargetGraphs
 from sglang_er.engine.weight_sync import WeightSync
-from sglang_er.policy import TRACKED_ROWS, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,8 +66,9 @@ class EfficientRolloutWorker(WorkerBase):
             graph_runners.prepare(self.model_runner, self.config.gamma_max)
         # Before the KV pool is sized, so that its profiling sees the packed weights.
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
-        self.drafter = make_drafter(self.model_runner, self.twin, self.config)
-        self.controller = Controller(self.config, measured_on(self.model_runner), on_host=self.device == "cpu")
+        self.ranks = Ranks(*ADAPTER.tensor_parallel_groups())
+        self.drafter = make_drafter(self.model_runner, self.twin, self.config, self.ranks)
+        self.controller = Controller(self.config, measured_on(self.model_runner), self.ranks, self.device == "cpu")
         self.sync = WeightSync(self.model_runner, self.twin, self.config, self.controller)
         self.stats = StepStats()
         self.provenance = Provenance(self.twin, self.config)
@@ -121,13 +123,18 @@ class EfficientRolloutWorker(WorkerBase):
 
             self.target_graphs = graph_runners.target_graphs(self.model_runner, self.config)
         with torch.no_grad():
-            self.target_graphs.record(self.config.gamma_max, ADAPTER.decode_graphs())
+            self.target_graphs.record(self.config.gamma_max, ADAPTER.decode_graphs(), self.ranks)
             self.drafter.record(self.config.graph_seconds)
         if self.config.seed_seconds > 0 and not self.config.cost_file:
             began = time.perf_counter()
             with torch.no_grad():  # what is made at first use must not be an inference tensor
                 timings = seeding.time_forwards(
-                    self.model_runner, self.drafter, self.target_graphs, self.config.gamma_max, self.config.seed_seconds
+                    self.model_runner,
+                    self.drafter,
+                    self.target_graphs,
+                    self.config.gamma_max,
+                    self.config.seed_seconds,
+                    self.ranks,
                 )
             self.controller.seed(timings, time.perf_counter() - began)
 
@@ -145,12 +152,13 @@ class EfficientRolloutWorker(WorkerBase):
             return self._prefill(batch, on_publish)
         started = time.perf_counter()
         speculating = rows.speculating_rows(batch)
-        state = self._step_state(batch, speculating)
+        state = step_state(batch, speculating, self.config.gamma_max, self.context_len)
         gamma, drafted = 0, DraftedChain()
-        if state.speculative_rows and state.gamma_limit > 0 and self.sync.ready():
-            gamma = self.controller.choose(state)
+        if state.speculative_rows and state.gamma_limit > 0:  # alike on all ranks, which choose together
+            gamma = self.controller.choose(state, self.sync.ready())
         if gamma:
-            result, drafted = self._speculative_step(batch, self.controller.reach(gamma), speculating)
+            reach, context = self.controller.reach(gamma), state.context_tokens
+            result, drafted = self._speculative_step(batch, reach, speculating, context)
         else:
             result = self._plain_step(batch)
         self.provenance.attach(batch, result, "plain", drafted, speculating)
@@ -166,6 +174,7 @@ class EfficientRolloutWorker(WorkerBase):
         self, batch: ScheduleBatch, on_publish: Callable[[torch.Tensor], None] | None
     ) -> GenerationBatchResult:
         result = self._target_worker.forward_batch_generation(batch)
+        self.drafter.written(batch.out_cache_loc)
         self.provenance.attach(batch, result, "prefill")
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = DraftState(result.next_token_ids.reshape(-1), batch.seq_lens)
@@ -173,34 +182,6 @@ class EfficientRolloutWorker(WorkerBase):
             on_publish(result.new_seq_lens)
         self.stats.forward_ended(time.perf_counter())
         return result
-
-    def _step_state(self, batch: ScheduleBatch, speculating: list[int] | None) -> StepState:
-        """What the policy may know. gamma_limit: config, context end, and tokens that the requests may still emit."""
-        reqs = batch.reqs if speculating is None else [batch.reqs[i] for i in speculating]
-        longest, total = self._context_lengths(batch)
-        limit = min(
-            self.config.gamma_max,
-            # Verify reads positions up to longest + gamma: all of them must exist.
-            self.context_len - 1 - longest,
-            rows.tokens_left(reqs) - 1,
-        )
-        return StepState(
-            batch_size=len(batch.reqs),
-            context_tokens=total,
-            gamma_limit=max(0, limit),
-            speculative_rows=len(reqs),
-            requests=tuple(req.rid for req in reqs) if len(reqs) <= TRACKED_ROWS else (),
-        )
-
-    def _context_lengths(self, batch: ScheduleBatch) -> tuple[int, int]:
-        """(longest, total) committed tokens: exact where lengths live on the host, else an upper bound without a
-        device sync (the host view lags at most two steps under overlap)."""
-        lens = batch.seq_lens_cpu
-        if lens is not None:
-            return int(lens.max()), int(lens.sum())
-        lag = 2 * self.speculative_num_draft_tokens
-        host = [len(r.origin_input_ids) + len(r.output_ids) + lag for r in batch.reqs]
-        return max(host), sum(host)
 
     def _plain_step(self, batch: ScheduleBatch) -> GenerationBatchResult:
         """gamma = 0: SGLang's own decode step. `batch` may be changed: the scheduler restores it."""
@@ -214,6 +195,7 @@ class EfficientRolloutWorker(WorkerBase):
             batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
         batch.spec_info = None
         result = self._target_worker.forward_batch_generation(batch)
+        self.drafter.written(batch.out_cache_loc)
         if batch.return_logprob:
             output = result.logits_output
             output.next_token_logprobs = output.next_token_logprobs.view(len(batch.reqs), 1)
@@ -224,7 +206,7 @@ class EfficientRolloutWorker(WorkerBase):
         return result
 
     def _speculative_step(
-        self, batch: ScheduleBatch, reach: int, rows_to_draft: list[int] | None
+        self, batch: ScheduleBatch, reach: int, rows_to_draft: list[int] | None, context_tokens: int
     ) -> tuple[GenerationBatchResult, DraftedChain]:
         """Draft 1..reach tokens per request, verify them, commit."""
         speculating = None
@@ -236,9 +218,10 @@ class EfficientRolloutWorker(WorkerBase):
         sampler = self.sampler_cls(batch.sampling_info, speculating)
         sampler.scores = self.provenance.wanted(batch)
 
-        drafted = self._draft_pass(chain, bonus, sampler, speculating)
+        drafted = self._draft_pass(chain, bonus, sampler, speculating, context_tokens)
         chain, gamma = chain.first(len(drafted.tokens)), len(drafted.tokens)
-        drafts = torch.stack(drafted.tokens, dim=1)
+        drafts = self.ranks.share(torch.stack(drafted.tokens, dim=1))
+        drafted.tokens = list(drafts.unbind(dim=1))
         if speculating is not None:
             # Rows that do not speculate verify copies of their bonus token; only position 0 is used.
             filled = bonus[:, None].repeat(1, gamma)
@@ -250,10 +233,16 @@ class EfficientRolloutWorker(WorkerBase):
         ADAPTER.forget_read_event(self.model_runner)
         with self.target_graphs.verifying(gamma + 1, len(batch.reqs)):
             result = self._target_worker.forward_batch_generation(None, forward_batch=verify_batch, is_verify=True)
+        self.drafter.written(verify_batch.out_cache_loc)
         return self._commit(batch, result, verify_batch, sampler, drafted, speculating), drafted
 
     def _draft_pass(
-        self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler, speculating: torch.Tensor | None
+        self,
+        chain: forward.Chain,
+        bonus: torch.Tensor,
+        sampler: StepSampler,
+        speculating: torch.Tensor | None,
+        context_tokens: int,
     ) -> DraftedChain:
         """As many tokens as the chain has slots for, or fewer. A stop may depend on what was drafted, because all of it
         is verified, and on q; a token once sampled is never taken back."""
@@ -263,7 +252,7 @@ class EfficientRolloutWorker(WorkerBase):
         if speculating is not None:
             chain, tokens = chain.rows(speculating), bonus[speculating]
         if not (self.controller.stops_early or sampler.scores):
-            whole = self.drafter.whole_pass(chain, tokens, sampler)
+            whole = self.drafter.whole_pass(chain, tokens, sampler, context_tokens)
             if whole is not None:
                 return whole
         with self.drafter.draft_pass(chain):
@@ -300,6 +289,9 @@ class EfficientRolloutWorker(WorkerBase):
         tokens, accept_lens = sampler.verify(logits, positions, drafted, in_place=not batch.return_logprob)
         if standard is not None:
             tokens, accept_lens = standard_rows.merge(standard, tokens, accept_lens, speculating)
+        if not self.ranks.alone:
+            committed = self.ranks.share(torch.cat([tokens, accept_lens[:, None].to(tokens.dtype)], dim=1))
+            tokens, accept_lens = committed[:, :-1].contiguous(), committed[:, -1].to(accept_lens.dtype)
         if batch.return_logprob:
             ADAPTER.compute_logprobs(batch, output, tokens.reshape(-1), width)
             if standard is not None:

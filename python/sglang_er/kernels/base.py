@@ -48,6 +48,15 @@ class PackedWeight:
         scales_zeros = torch.empty((blocks, groups, 2, ROW_BLOCK), dtype=torch.bfloat16, device=device)
         return cls(packed, scales_zeros, out_features, in_features, group_size, dtype)
 
+    def rows(self, first: int, count: int) -> PackedWeight:
+        """Rows ``first .. first + count``, both multiples of 16: a view of the same buffers."""
+        if first % ROW_BLOCK or count % ROW_BLOCK or not 0 <= first <= first + count <= self.out_features:
+            rows = f"rows {first} to {first + count} of {self.out_features}"
+            raise ValueError(f"{rows} are not whole blocks of {ROW_BLOCK}")
+        blocks = slice(first // ROW_BLOCK, (first + count) // ROW_BLOCK)
+        packed, scales = self.packed[blocks], self.scales_zeros[blocks]
+        return PackedWeight(packed, scales, count, self.in_features, self.group_size, self.dtype)
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.out_features, self.in_features

@@ -9,3 +9,4 @@ GPU = ("cuda", "triton")  # implementations that it is about
 # (op, implementation)
 KERNELS: frozenset[tuple[str, str]] = frozenset()
 DRAFT_GRAPHS = False
+KV_SHADOW = False

@@ -13,6 +13,7 @@ from sglang_er import kernels
 
 # Newest tokens that are read exactly: the ones attention looks at most, and all that a step rewrites.
 EXACT_NEWEST = 32
+SHADOW_BITS = {"off": 0, "int8": 8, "int4": 4}
 
 
 class ShadowPool:
@@ -45,10 +46,14 @@ class ShadowPool:
         missing = wanted[self.valid[wanted] == 0].unique()
         if missing.numel() == 0:
             return
-        for (keys, values), shadow in zip(self._pool, self.layers, strict=True):
-            kernels.kv_shadow_store(keys, values, missing, shadow)
-        self.valid[missing] = 1
+        self.store(missing)
         self.stored_slots += missing.numel()
+
+    def store(self, slots: torch.Tensor) -> None:
+        """Quantize what the pool holds in these slots, int64 [n], of all layers."""
+        for (keys, values), shadow in zip(self._pool, self.layers, strict=True):
+            kernels.kv_shadow_store(keys, values, slots, shadow)
+        self.valid[slots] = 1
 
     @property
     def nbytes(self) -> int:

@@ -25,6 +25,8 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--dp-size", "2"], 4),
         (["--data-parallel-size=3"], 2),
         (["--dp-size", "16"], 1),
+        (["--tp-size", "2"], 4),
+        (["--tp", "2", "--dp-size", "2"], 2),
         (["--dp-size", "x"], 8),
     ],
 )

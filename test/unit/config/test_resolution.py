@@ -97,7 +97,7 @@ OPTIONS = {
     "cpu_threads": st.integers(1, 64),
     "kernels": st.sampled_from(["auto", "reference"]),
     "executor": st.sampled_from(["native", "wrapped"]),
-    "kv_shadow": st.sampled_from(["off", "int8", "int4"]),
+    "kv_shadow": st.sampled_from(["auto", "off", "int8", "int4"]),
     "kv_shadow_from": st.integers(0, 100_000),
     "draft_graphs": st.sampled_from(["auto", "on", "off", "eager"]),
     "graph_memory_mb": st.integers(0, 100_000),

@@ -141,3 +141,18 @@ def test_names_of_anonymous_namespaces_have_no_hashes():
         for space in ("_GLOBAL__N__89bc6d08_4_x_cu_f026cd4a", "_GLOBAL__N__12bc6d08_4_x_cu_a026cd4a_6712")
     ]
     assert build.readable(names) == ["kernel<float, 64>"] * 2
+
+
+def test_libraries_of_the_wheel_need_no_compiler(
+    compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_sources
+):
+    """Until the sources say otherwise."""
+    shipped = tmp_path / "prebuilt"
+    assert command("--arch", "90a", "--out", str(shipped)) == 0
+    monkeypatch.setattr(build, "shipped_dir", lambda: shipped)
+    before = compiler.runs
+    assert build.find(SPEC, HOPPER) == shipped / build.file_name(SPEC, HOPPER)
+    with (own_sources / "cuda" / SPEC.source).open("a") as text:
+        text.write("\n")
+    assert build.find(SPEC, HOPPER).parent != shipped
+    assert compiler.runs == before + 1

@@ -7,6 +7,7 @@ import torch
 from sglang.srt.layers.linear import ReplicatedLinear
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
+from sglang_er.config import ConfigError
 from sglang_er.engine.dual_precision import install_twin
 from sglang_er.twin.twin import Twin
 
@@ -99,3 +100,12 @@ def test_method_is_still_sglangs(block: Block) -> None:
     """Model code asks isinstance() of the method."""
     install(block)
     assert isinstance(block.up.quant_method, UnquantizedLinearMethod)
+
+
+def test_every_rank_has_whole_groups(block: Block) -> None:
+    block.down.input_size = 320  # as on two ranks, 160 inputs each
+    with pytest.raises(ConfigError, match=r"down, no multiple of --er-group-size 64: use --er-group-size 32 or fewer"):
+        install_twin(block, group_size=64, quantize_lm_head=False)
+    whole = Block()
+    whole.down.input_size = 320
+    assert len(install(whole).layers) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
-from sglang_er.engine.cpu.pool_watch import watch_pool
+from sglang_er.engine.pool_watch import FORWARDS, OTHERS, watch_pool
 from sglang_er.twin.kv_shadow import EXACT_NEWEST, ShadowPool
 
 SLOTS, HEADS, DIM, LAYERS = 200, 2, 32, 3
@@ -35,7 +35,7 @@ class Pool:
 @pytest.fixture
 def shadow() -> tuple[Pool, ShadowPool]:
     pool = Pool()
-    return pool, ShadowPool(pool.k_buffer, pool.v_buffer, watch_pool(pool), 8)
+    return pool, ShadowPool(pool.k_buffer, pool.v_buffer, watch_pool(pool, FORWARDS | OTHERS), 8)
 
 
 def refresh(shadow: ShadowPool, *committed: int) -> torch.Tensor:

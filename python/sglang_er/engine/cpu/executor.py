@@ -14,10 +14,10 @@ import torch
 
 from sglang_er.engine.cpu import decoder_model
 from sglang_er.engine.cpu.decoder_model import AddressWatch, UnsupportedModelError
-from sglang_er.engine.cpu.pool_watch import watch_pool
 from sglang_er.engine.dual_precision import LM_HEAD, DualPrecisionMethod
+from sglang_er.engine.pool_watch import FORWARDS, OTHERS, watch_pool
 from sglang_er.kernels.cpu.decoder import Decoder
-from sglang_er.twin.kv_shadow import EXACT_NEWEST, ShadowPool
+from sglang_er.twin.kv_shadow import EXACT_NEWEST, SHADOW_BITS, ShadowPool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -62,7 +62,7 @@ class NativeExecutor:
         configure_kernels(config)
         self._group_size = config.group_size
         self._int8_activations = config.draft_activations == "int8"
-        self._shadow_bits = {"off": 0, "int8": 8, "int4": 4}[config.kv_shadow]
+        self._shadow_bits = SHADOW_BITS["int4" if config.kv_shadow == "auto" else config.kv_shadow]
         self._shadow_from = config.kv_shadow_from
         self._shadow: ShadowPool | None = None
         self._draft: Decoder | None = None
@@ -112,7 +112,8 @@ class NativeExecutor:
         """Parameters or KV pool lie elsewhere than when the decoders were made; both are forgotten then."""
         if self._watch is None:
             self._watch = AddressWatch(self.runner.model, self.runner.token_to_kv_pool)
-            self._valid = watch_pool(self.runner.token_to_kv_pool)
+            # The native decoder clears the flags of what it writes itself.
+            self._valid = watch_pool(self.runner.token_to_kv_pool, FORWARDS | OTHERS)
             return True
         if not self._watch.moved():
             return False

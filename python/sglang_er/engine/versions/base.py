@@ -79,6 +79,13 @@ class Adapter(ABC):
     def ranks(self, runner: Any) -> tuple[int, int | None]:
         """(tensor-parallel rank, data-parallel rank or None) of a model runner."""
 
+    def tensor_parallel_groups(self) -> tuple[Any, Any]:
+        """Process groups of the ranks that share every layer: the CPU's and the device's."""
+        from sglang.srt.distributed import get_tp_group
+
+        group = get_tp_group()
+        return group.cpu_group, group.device_group
+
     @abstractmethod
     def shards(self, linear: Any) -> int:
         """How many ranks hold a part of a LinearBase's weight."""

@@ -106,6 +106,8 @@ class Sglang0515(Adapter):
         "sglang.srt.mem_cache.common:get_req_to_token_extra_context_len",
         "sglang.srt.mem_cache.common:get_alloc_reserve_per_decode",
         "sglang.srt.mem_cache.kv_cache_builder:get_draft_kv_pool",
+        "sglang.srt.distributed:get_tp_group",
+        "sglang.srt.model_executor.pool_configurator:DefaultPoolConfigurator._compute_cell_size",
         "sglang.srt.layers.linear:LinearBase",
         "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod",
         "sglang.srt.layers.logits_processor:LogitsProcessor._compute_lm_head",

@@ -28,6 +28,8 @@ class Sglang0521(Adapter):
         "sglang.srt.managers.utils:compute_num_reserved_tokens",
         "sglang.srt.mem_cache.allocation_sizing:get_req_to_token_extra_context_len",
         "sglang.srt.mem_cache.allocation_sizing:get_alloc_reserve_per_decode",
+        "sglang.srt.distributed:get_tp_group",
+        "sglang.srt.model_executor.pool_configurator:DefaultPoolConfigurator._compute_cell_size",
         "sglang.srt.layers.linear:LinearBase",
         "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod",
         "sglang.srt.layers.logits_processor:LogitsProcessor._compute_lm_head",

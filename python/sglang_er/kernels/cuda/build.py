@@ -1,8 +1,8 @@
 """Compiles a library of ``specs.py`` with nvcc into the user's cache, or finds it in a folder of prebuilt ones.
 
-A library lies in the cache under a hash of all that decides its bytes: the source and what it includes, flags, nvcc,
-tvm-ffi. Ranks that need the same one wait for the first. Beside it is a JSON file: what it was built from, and what
-each kernel uses (registers, spills, shared memory).
+A wheel may bring some. Others lie in the cache under a hash of all that decides their bytes: the source and what it
+includes, flags, nvcc, tvm-ffi. Ranks that need the same one wait for the first. Beside it is a JSON file: what it was
+built from, and what each kernel uses (registers, spills, shared memory).
 """
 
 from __future__ import annotations
@@ -44,8 +44,14 @@ def cache_dir() -> Path:
 
 
 def prebuilt_dir() -> Path | None:
+    """What the environment names."""
     folder = os.environ.get(PREBUILT_ENVIRONMENT)
     return Path(folder) if folder else None
+
+
+def shipped_dir() -> Path:
+    """Libraries that came with the wheel (setup.py, SGLANG_ER_SHIP_CUDA_KERNELS); often there are none."""
+    return Path(__file__).resolve().parent / "prebuilt"
 
 
 def file_name(spec: Spec, arch: Arch) -> str:
@@ -105,10 +111,12 @@ def source_key(spec: Spec, arch: Arch) -> str:
 
 
 def find(spec: Spec, arch: Arch) -> Path:
-    """The library: of the folder of prebuilt ones if the environment names one, else built if need be."""
+    """The library: of the folder of prebuilt ones if the environment names one, else of the wheel, else built if need
+    be."""
     folder = prebuilt_dir()
     if folder is None:
-        return build(spec, arch)
+        shipped = shipped_dir() / file_name(spec, arch)
+        return shipped if record(shipped).get("source_key") == source_key(spec, arch) else build(spec, arch)
     library = folder / file_name(spec, arch)
     if not library.is_file():
         raise LibraryError(f"CUDA kernels: {PREBUILT_ENVIRONMENT}={folder} has no {library.name}")

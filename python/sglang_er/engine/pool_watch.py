@@ -1,20 +1,23 @@
-"""Clears the shadow's flags of slots that SGLang writes (the native decoder clears those that it writes itself)."""
+"""Clears the shadow's flags of slots that SGLang writes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 # Methods of SGLang's MHA pool that write slots -> the position of the argument that says which.
-_WRITERS = {"set_kv_buffer": 1, "move_kv_cache": 0, "load_cpu_copy": 1}
+FORWARDS = {"set_kv_buffer": 1}
+OTHERS = {"move_kv_cache": 0, "load_cpu_copy": 1}
 
 
-def watch_pool(pool: Any) -> torch.Tensor:
-    """Flags uint8 [slots] that stay 0 for whatever the pool's own methods write."""
-    valid = torch.zeros(pool.k_buffer[0].shape[0], dtype=torch.uint8)
-    for name, position in _WRITERS.items():
+def watch_pool(pool: Any, writers: Mapping[str, int]) -> torch.Tensor:
+    """Flags uint8 [slots], cleared for whatever these methods of the pool write."""
+    keys = pool.k_buffer[0]
+    valid = torch.zeros(keys.shape[0], dtype=torch.uint8, device=keys.device)
+    for name, position in writers.items():
         setattr(pool, name, _clearing(getattr(pool, name), position, valid))
     return valid
 

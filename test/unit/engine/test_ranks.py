@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch.multiprocessing as multiprocessing
-from support.ranks import RANKS, decide
+from support.ranks import RANKS, decide, exchange
 
-from sglang_er.engine.agreement import agreed
+from sglang_er.engine.ranks import ALONE
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -21,4 +21,11 @@ def test_ranks_with_different_clocks(tmp_path: Path, together: bool) -> None:
 
 
 def test_one_rank_needs_nobody() -> None:
-    assert agreed(3, None) == 3
+    assert ALONE.agreed(3) == 3
+    assert ALONE.seconds(0.5) == 0.5
+
+
+def test_the_first_rank_is_believed_unless_another_cannot_draft(tmp_path: Path) -> None:
+    multiprocessing.spawn(exchange, args=(str(tmp_path),), nprocs=RANKS)
+    for rank in range(RANKS):
+        assert (tmp_path / f"heard{rank}").read_text() == repr([3, 0, 0, 0.25, [1, 2], (rank == 0, False)])

@@ -1,0 +1,66 @@
+"""The KV shadow of a draft pass that is one function of buffers: quantized right behind every forward that writes KV.
+
+Nobody may look at flags on the host there, so nothing is left to be quantized later. Provisional KV of a draft is not
+quantized: attention reads the newest tokens exactly, and the verify pass writes those slots again.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang_er.kernels import proven
+from sglang_er.twin.kv_shadow import SHADOW_BITS, ShadowPool
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from sglang_er.config import RolloutConfig
+    from sglang_er.engine.graphs import EagerGraphs
+
+# Slots of a decode or verify pass, which go through a graph; those of a prefill are stored directly.
+MOST_RECORDED = 512
+
+
+class WrittenShadow:
+    """`valid`: flags uint8 [slots], cleared by whatever else writes the pool. Raises ValueError where something does so
+    unseen, or where sizes do not fit `bits`."""
+
+    def __init__(self, runner: ModelRunner, bits: int, graphs: EagerGraphs, valid: torch.Tensor) -> None:
+        if runner.server_args.enable_hierarchical_cache:
+            raise ValueError("--enable-hierarchical-cache writes the KV pool past the shadow: add --er-kv-shadow off")
+        pool = runner.token_to_kv_pool
+        self.pool = ShadowPool(pool.k_buffer, pool.v_buffer, valid, bits)
+        self._graphs = graphs
+        self._slots = torch.zeros(MOST_RECORDED, dtype=torch.int64, device=self.pool.valid.device)
+
+    def written(self, slots: torch.Tensor) -> None:
+        """A forward has written these slots, int [n]."""
+        count = slots.numel()
+        if count > MOST_RECORDED:
+            self.pool.store(slots.to(torch.int64))
+        elif count:
+            bucket = 1 << (count - 1).bit_length()
+            self._slots[:count].copy_(slots)
+            self._slots[count:bucket].fill_(0)  # the slot that SGLang keeps for padding
+            self._graphs.run(("shadow", bucket), partial(self.pool.store, self._slots[:bucket]))
+        self.pool.stored_slots += count
+
+
+def shadow_bits(config: RolloutConfig, device: str) -> int:
+    """Of the KV shadow that whole passes read, 0 for none. `auto` on a GPU: once it was seen correct there."""
+    if config.kv_shadow == "auto":
+        return SHADOW_BITS["int4" if device == "cpu" or proven.KV_SHADOW else "off"]
+    return SHADOW_BITS[config.kv_shadow]
+
+
+def with_shadow(cell_bytes: int, config: RolloutConfig, device: str, head_dim: int, dtype: torch.dtype) -> int:
+    """What a token takes in the KV pool (`cell_bytes`, all layers) and in the shadow if that is made at start-up."""
+    bits = shadow_bits(config, device)
+    if device == "cpu" or not bits or config.draft_graphs == "off":
+        return cell_bytes
+    # Levels, and a scale of 2 bytes for each head's keys and values; the flag is a byte a slot.
+    share = (bits / 8 + 2 / head_dim) / dtype.itemsize
+    return int(cell_bytes * (1.0 + share)) + 1
