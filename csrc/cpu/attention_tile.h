@@ -108,14 +108,20 @@ SGLANG_ER_INLINE void attend_split(const PagedAttentionCall& call, const Tile& t
     find_shadow_rows(call, tile, base, next, keys, work);
   }
 
+  // Keys that are read straight from the pool come in quarters of a line from every row, and rows lie a power
+  // of two apart: the lines of 32 rows do not fit the few sets of L1 that they fall on, those of 16 do (8192
+  // tokens of eight heads: a quarter faster). Rows of the shadow are shorter.
+  const bool one_by_one = tile.rows <= kStreamRows && call.shadow.bits == 0;
   Lookahead ahead{key_rows + kAhead, value_rows + kAhead, row_bytes(call, call.head_dim)};
   for (int k = keys.first; k < keys.last; k += kPanelKeys) {
     const uint8_t* const* rows = key_rows + (k - keys.first);
-    if (keys.last - k > kLanes) {
+    const bool two = keys.last - k > kLanes;
+    if (two && !one_by_one) {
       score_vectors<2>(call, tile, work, base, k, rows, ahead);
-    } else {
-      score_vectors<1>(call, tile, work, base, k, rows, ahead);
+      continue;
     }
+    score_vectors<1>(call, tile, work, base, k, rows, ahead);
+    if (two) score_vectors<1>(call, tile, work, base, k + kLanes, rows + kLanes, ahead);
   }
 
   for (int row = 0; row < tile.rows; ++row) {
