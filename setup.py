@@ -121,10 +121,12 @@ class ShipCudaSources(build_py):
         shipped = Path(self.build_lib, "sglang_er", "kernels", "cuda", "csrc")
         for folder in ("cuda", "include"):
             shutil.copytree(ROOT / "csrc" / folder, shipped / folder, dirs_exist_ok=True)
+        shutil.rmtree(shipped.parent / "prebuilt", ignore_errors=True)  # of an earlier wheel
         if folder := os.environ.get("SGLANG_ER_SHIP_CUDA_KERNELS"):
             if not list(Path(folder).glob("*.so")):
                 raise SetupError(f"sglang-er: SGLANG_ER_SHIP_CUDA_KERNELS={folder} has no library: build-kernels --out")
-            shutil.copytree(folder, shipped.parent / "prebuilt", dirs_exist_ok=True)
+            ignored = shutil.ignore_patterns("*.log", "*.lock", "*.partial")
+            shutil.copytree(folder, shipped.parent / "prebuilt", ignore=ignored)
 
 
 class WheelForAnyPython(bdist_wheel):

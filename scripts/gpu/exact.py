@@ -33,16 +33,28 @@ def cells(options: Options) -> Sequence[Cell]:
         Cell("fp32 greedy", partial(measure, "fp32", [greedy] * PROMPTS, 0)),
         Cell("fp32 seeded", partial(measure, "fp32", seeded, SEEDED_TIES)),
         Cell("bf16 greedy", partial(measure, "bf16", [greedy] * PROMPTS, None)),
+        Cell("fp32 greedy, KV shadow", partial(measure, "fp32", [greedy] * PROMPTS, 0, shadow=True)),
     ]
 
 
-def measure(kind: str, sampling: list[dict[str, Any]], ties: int | None, context: Context) -> dict[str, Any]:
-    """`ties`: outputs that may differ; None: all."""
+def measure(
+    kind: str, sampling: list[dict[str, Any]], ties: int | None, context: Context, shadow: bool = False
+) -> dict[str, Any]:
+    """`ties`: outputs that may differ; None: all. `shadow`: drafts read the int4 copy of the KV cache."""
     if kind != "fp32" and (context.options.url is not None or context.options.dry_run):
         raise Skip("there is one server here, and it is fp32")
     assert context.servers is not None
     server = context.servers.get(kind)
-    rows = compare(server, sampling)
+    if shadow:
+        server.set_policy(kv_shadow="int4", kv_shadow_from=0)
+    try:
+        rows = compare(server, sampling)
+        state = server.state()["kv_shadow"]
+    finally:
+        if shadow:
+            server.set_policy(kv_shadow="auto", kv_shadow_from=4096)
+    if shadow and not (state and state["stored_slots"]):
+        raise Skip("no draft read the KV shadow, which takes draft_graphs or the native executor")
     equal, of = (min(rows[str(gamma)][name] for gamma in GAMMAS) for name in ("equal", "of"))
     shown = f"{equal} of {of} outputs equal at least, {rows['distinct_tokens']} distinct tokens"
     return {"passed": passed(rows, ties), "shown": shown, "share_equal": equal / of, **rows}

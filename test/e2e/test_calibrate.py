@@ -32,7 +32,7 @@ def test_costs_are_kept_for_an_equal_server_only(
     assert spec.state()["policy"] == before
 
     measured_on = spec.state()["controller"]["costs"]["measured_on"]
-    assert {"device", "model", "dtype", "threads", "version"} <= set(measured_on)
+    assert {"device", "model", "dtype", "threads", "ranks", "version"} <= set(measured_on)
     config = RolloutConfig(policy="goodput", cost_file=str(out))
     cost = Controller(config, measured_on).learnt.cost
     assert cost.ready and 1e-4 < cost.plain(Step(1, 128)) < 1.0

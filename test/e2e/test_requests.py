@@ -296,9 +296,10 @@ def test_policy_endpoint_refuses_what_is_wrong(spec: Server, server: Callable[[s
     assert spec.state()["policy"] == {"policy": "fixed", "gamma": 3}
     thread = threading.Thread(target=spec.generate, args=(prompt(1), {**GREEDY, "max_new_tokens": 400}))
     thread.start()
-    time.sleep(0.4)
-    assert spec.request("POST", "/er/policy", json={"gamma": 1}).status_code == 409
-    thread.join()
+    answers = set()
+    while thread.is_alive():  # it may not have begun at the first, nor be running at the last
+        answers.add(spec.request("POST", "/er/policy", json={"gamma": 1}).status_code)
+    assert 409 in answers <= {200, 409}
     assert server("plain").request("POST", "/er/policy", json={"gamma": 1}).status_code in (400, 404)
 
 

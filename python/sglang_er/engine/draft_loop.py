@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -100,12 +101,13 @@ class DraftLoop:
         clock; others at their first use."""
         ended = time.perf_counter() + seconds
         most = self._slots.shape[1] - 1
+        shadows = (False,) if self._shadow is None else (False, True)
         for gamma in [gamma for gamma in _GAMMAS if gamma <= most]:
             for bucket in [bucket for bucket in BUCKETS if bucket * gamma <= MOST_DRAFTS]:
-                for rule in ("rejection", "greedy"):
+                for rule, shadow in product(("rejection", "greedy"), shadows):
                     if self._ranks.seconds(time.perf_counter() - ended) >= 0.0:
                         return
-                    self._run(_Key(bucket, gamma, rule, (False, False, False), self._shadow is not None))
+                    self._run(_Key(bucket, gamma, rule, (False, False, False), shadow))
 
     def _run(self, key: _Key) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Of what is in the buffers now: tokens [gamma, bucket], and what they were drawn from."""

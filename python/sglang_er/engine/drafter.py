@@ -8,19 +8,20 @@ loop     the wrapped model again, all tokens of a pass in one function of fixed 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from sglang_er.config import ConfigError
-from sglang_er.engine import forward
+from sglang_er.engine import forward, graphs
 from sglang_er.engine.draft_loop import DraftLoop
 from sglang_er.engine.graphs import CudaGraphs, EagerGraphs
 from sglang_er.engine.pool_watch import OTHERS, watch_pool
 from sglang_er.engine.ranks import ALONE, Ranks
 from sglang_er.engine.target_graphs import bound
 from sglang_er.engine.written_shadow import WrittenShadow, shadow_bits
-from sglang_er.kernels import proven, registry
+from sglang_er.kernels import registry
 from sglang_er.kernels.base import WEIGHT_DTYPES
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from sglang_er.engine.cpu.executor import NativeExecutor
     from sglang_er.engine.sampler import DraftedChain, StepSampler
     from sglang_er.twin.twin import Twin
+
+logger = logging.getLogger(__name__)
 
 
 class WrappedDrafter:
@@ -66,10 +69,10 @@ class WrappedDrafter:
 
     def _make_graphs(self, config: RolloutConfig) -> EagerGraphs | None:
         """Who runs a whole pass; None where it is drafted token by token."""
-        on_gpu, choice = str(self._runner.device) != "cpu", config.draft_graphs
-        if choice == "auto":
-            choice = "on" if proven.DRAFT_GRAPHS and on_gpu else "off"
+        on_gpu, choice = str(self._runner.device) != "cpu", graphs.choice(config, str(self._runner.device))
         if choice == "on" and on_gpu:
+            if not self._ranks.alone:
+                raise ConfigError("draft_graphs is on; passes of several ranks are not recorded: --er-draft-graphs off")
             # Plain torch's attention looks at lengths on the host, and the CUDA one reads the KV shadow only.
             attention = registry.candidates("paged_attention", "cuda", self._runner.dtype)
             if "triton" not in (entry.name for entry in attention):
@@ -94,14 +97,25 @@ class WrappedDrafter:
         if self._graphs is None or self._runner.token_to_kv_pool.dtype not in WEIGHT_DTYPES:
             return None
         if self._loop is None:
-            if self._shadow_bits:
-                if self._valid is None:
-                    # Moves are not followed: what they write is read from the pool until a forward writes it again.
-                    self._valid = watch_pool(self._runner.token_to_kv_pool, OTHERS)
-                self._shadow = WrittenShadow(self._runner, self._shadow_bits, self._graphs, self._valid)
+            self._shadow = self._make_shadow(self._graphs) if self._shadow_bits else None
             shadow = None if self._shadow is None else self._shadow.pool
             self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max, self._ranks, shadow)
         return self._loop
+
+    def _make_shadow(self, graphs: EagerGraphs) -> WrittenShadow | None:
+        """None, said once, where it cannot be had: on all ranks or on none."""
+        shadow, reason = None, "another rank has none"
+        try:
+            if self._valid is None:
+                # Moves are not followed: what they write is read from the pool until a forward writes it again.
+                self._valid = watch_pool(self._runner.token_to_kv_pool, OTHERS)
+            shadow = WrittenShadow(self._runner, self._shadow_bits, graphs, self._valid)
+        except (ValueError, RuntimeError) as error:  # no memory is a RuntimeError, too
+            reason = str(error).splitlines()[0]
+        if self._ranks.agreed(shadow is not None):
+            return shadow
+        logger.warning("sglang-er: no KV shadow, drafts read the KV pool itself: %s", reason)
+        return None
 
     def written(self, slots: torch.Tensor | None) -> None:
         """The policy's forward has written KV into these slots, int [n]."""
@@ -154,6 +168,8 @@ class NativeDrafter(WrappedDrafter):
     def configure(self, config: RolloutConfig) -> None:
         super().configure(config)
         self._executor.configure(config)
+        if self._executor.enabled:  # which has a shadow of its own
+            self._loop = self._shadow = None
 
     def whole_pass(
         self, chain: forward.Chain, bonus: torch.Tensor, sampler: StepSampler, context_tokens: int

@@ -30,8 +30,9 @@ class DualPrecisionExperts(UnquantizedFusedMoEMethod):
     def __init__(self, inner: UnquantizedFusedMoEMethod, gate_up: PackedLinear, down: PackedLinear, twin: Twin) -> None:
         # Everything else that SGLang asks of the method is the inner one's, its forward of this platform included.
         self.__dict__.update(inner.__dict__)
-        self.inner, self.twin = inner, twin
-        self.gate_up, self.down = gate_up, down
+        # Both are torch modules that share what is registered: by assignment the inner one would become its own child.
+        self.__dict__["inner"] = inner
+        self.twin, self.gate_up, self.down = twin, gate_up, down
 
     def apply(self, layer: nn.Module, dispatch_output: Any) -> Any:
         if not self.twin.drafting:

@@ -10,15 +10,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from sglang_er.engine.ranks import ALONE, Ranks
+from sglang_er.kernels import proven
+
+if TYPE_CHECKING:
+    from sglang_er.config import RolloutConfig
 
 logger = logging.getLogger(__name__)
 
 # Before recording: kernels are compiled and libraries make their workspaces at first use, which a graph cannot hold.
 _WARM_UP_CALLS = 2
+
+
+def choice(config: RolloutConfig, device: str) -> Literal["on", "eager", "off"]:
+    """How whole draft passes run; `auto` is off until graphs were seen correct on a GPU."""
+    if config.draft_graphs == "auto":
+        return "on" if proven.DRAFT_GRAPHS and device != "cpu" else "off"
+    return config.draft_graphs
 
 
 class EagerGraphs:
@@ -64,6 +76,8 @@ class CudaGraphs(EagerGraphs):
             try:
                 graph = self._graphs[key] = self._record(function)
             except torch.OutOfMemoryError:
+                if not self._ranks.alone:
+                    raise  # the others wait in the middle of this pass
                 self._full = True
                 logger.warning("sglang-er: no memory for another draft graph: further passes run unrecorded")
         if graph is None:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 
-def measured_on(runner: ModelRunner) -> dict[str, str]:
-    """Device, model sizes, dtype, threads and plugin version, in words."""
+def measured_on(runner: ModelRunner, ranks: int = 1) -> dict[str, str]:
+    """Device, model sizes, dtype, threads, tensor-parallel ranks and plugin version, in words."""
     hf = runner.model_config.hf_text_config
     sizes = (hf.num_hidden_layers, hf.hidden_size, getattr(hf, "intermediate_size", 0), hf.vocab_size)
     return {
@@ -22,6 +22,7 @@ def measured_on(runner: ModelRunner) -> dict[str, str]:
         "model": f"{runner.model_config.hf_config.architectures[0]} {'x'.join(map(str, sizes))}",
         "dtype": str(runner.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
+        "ranks": str(ranks),
         "version": __version__,
     }
 

@@ -25,6 +25,7 @@ class Ranks:
         self._host = None if host is None or host.size() == 1 else host
         self._device = None if device is None or device.size() == 1 else device
         self.alone = self._host is None
+        self.count = 1 if self._host is None else self._host.size()
         self.first = self._host is None or self._host.rank() == 0
 
     def agreed(self, gamma: int) -> int:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sglang_er.engine.graphs import EagerGraphs, choice
 from sglang_er.kernels import proven
+from sglang_er.kernels.base import WEIGHT_DTYPES
 from sglang_er.twin.kv_shadow import SHADOW_BITS, ShadowPool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     from sglang_er.config import RolloutConfig
-    from sglang_er.engine.graphs import EagerGraphs
 
 # Slots of a decode or verify pass, which go through a graph; those of a prefill are stored directly.
 MOST_RECORDED = 512
@@ -59,7 +60,7 @@ def shadow_bits(config: RolloutConfig, device: str) -> int:
 def with_shadow(cell_bytes: int, config: RolloutConfig, device: str, head_dim: int, dtype: torch.dtype) -> int:
     """What a token takes in the KV pool (`cell_bytes`, all layers) and in the shadow if that is made at start-up."""
     bits = shadow_bits(config, device)
-    if device == "cpu" or not bits or config.draft_graphs == "off":
+    if device == "cpu" or not bits or choice(config, device) == "off" or dtype not in WEIGHT_DTYPES:
         return cell_bytes
     # Levels, and a scale of 2 bytes for each head's keys and values; the flag is a byte a slot.
     share = (bits / 8 + 2 / head_dim) / dtype.itemsize

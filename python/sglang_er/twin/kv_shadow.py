@@ -28,7 +28,7 @@ class ShadowPool:
         self.valid = valid
         valid.zero_()
         self.layers = [
-            kernels.KvShadow.empty(key.shape[0], key.shape[1], key.shape[2], value.shape[2], bits)
+            kernels.KvShadow.empty(key.shape[0], key.shape[1], key.shape[2], value.shape[2], bits, device=key.device)
             for key, value in self._pool
         ]
         self.stored_slots = 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
-from sglang_er.engine.dual_experts import mixture
+from sglang_er.engine.dual_experts import DualPrecisionExperts, mixture
 from sglang_er.kernels import dequantize, quantize_pack
 from sglang_er.twin.packed_linear import PackedLinear
+from sglang_er.twin.twin import Twin
 
 EXPERTS, HIDDEN, INNER, CHOSEN, GROUP = 5, 96, 48, 2, 32
 
@@ -48,3 +50,18 @@ def test_rows_of_a_packed_weight() -> None:
     for first, count in ((8, 16), (16, 8), (64, 32), (-16, 16)):
         with pytest.raises(ValueError, match="not whole blocks"):
             whole.rows(first, count)
+
+
+def test_the_inner_method_is_no_module_of_the_layer() -> None:
+    """SGLang's method is a torch module: registered in ours, which shares all it has, it would hang below itself."""
+    inner = UnquantizedFusedMoEMethod.__new__(UnquantizedFusedMoEMethod)
+    torch.nn.Module.__init__(inner)
+    inner.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+    layer = torch.nn.Module()
+    layer.quant_method = inner
+    before = set(layer.state_dict())
+    gate_up, down = packed(2 * INNER, HIDDEN)[0], packed(HIDDEN, INNER)[0]
+    layer.quant_method = DualPrecisionExperts(inner, gate_up, down, Twin())
+    assert set(layer.state_dict()) == before
+    assert repr(layer).count("UnquantizedFusedMoEMethod") == 0 and layer.quant_method.inner is inner
+    assert isinstance(layer.quant_method, UnquantizedFusedMoEMethod)

@@ -90,3 +90,11 @@ def test_writers_of_the_pool_take_the_flag_back(shadow, how):
 def test_a_head_size_that_int4_cannot_have_is_one_line():
     with pytest.raises(ValueError, match="multiples of 32"):
         ShadowPool([torch.zeros(9, 1, 24)], [torch.zeros(9, 1, 24)], torch.zeros(9, dtype=torch.uint8), 4)
+
+
+def test_it_lies_where_the_pool_lies():
+    """A device that computes nothing: the buffers of the shadow are all there is to see."""
+    keys = [torch.empty(SLOTS, HEADS, DIM, device="meta")]
+    made = ShadowPool(keys, keys, torch.zeros(SLOTS, dtype=torch.uint8, device="meta"), 8)
+    tensors = (made.layers[0].keys, made.layers[0].values, made.layers[0].key_scales, made.layers[0].value_scales)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
