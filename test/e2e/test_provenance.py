@@ -222,8 +222,11 @@ def test_other_servers(server: Callable[[str], Server], name: str) -> None:
         assert set(reply["meta_info"][SOURCES]) >= {"prefill", "draft"}
     if name in ("paged", "dp"):
         assert retractions(replies) > 0
-        prefills = [Counter(reply["meta_info"][SOURCES])["prefill"] for reply in replies]
-        assert sum(prefills) == len(replies) + retractions(replies)
+        again = [Counter(reply["meta_info"][SOURCES])["prefill"] - 1 for reply in replies]
+        assert sum(again) > 0
+        for reply, count in zip(replies, again):
+            # Under overlap the step in flight may end a request that was just retracted: no second prefill then.
+            assert retractions([reply]) - (name == "dp") <= count <= retractions([reply])
 
 
 def test_openai_clients(asked: Server) -> None:
