@@ -1,0 +1,83 @@
+"""What each ingredient of the twin costs in acceptance, at temperature 1, on a model that was trained.
+
+    .venv/bin/python scripts/bench_ingredients.py [--shape tiny | --model-path DIR] [--json FILE]
+
+One server without and one with a quantized lm_head; in each, activations and the KV shadow are switched while it runs.
+The same requests under as many drafts a step, one setting after the other; alpha is accepted over verified drafts. On a
+GPU give `--flags` what its server needs; activations are exact there, and the shadow needs draft graphs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sglang_er.cli.common import cache_dir, cached_model, card_of
+from sglang_er.rollout import launcher, machine, prompts, provenance
+from sglang_er.rollout.progress import Progress
+
+GAMMA, INPUT, OUTPUT, AT_ONCE = 5, 128, 128, 8
+HEADS = (False, True)
+ACTIVATIONS = ("exact", "int8")
+SHADOWS = ("off", "int8", "int4")
+
+
+def acceptance(client: Any, requests: list[prompts.Request]) -> dict[str, float]:
+    """Alpha over all these requests, with the standard error of a count, and the accept length."""
+    before = client.state()["steps"]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda request: client.generate(request.input_ids, request.sampling(1.0)), requests))
+    client.set_policy({"policy": "fixed", "gamma": GAMMA})  # waits until the last step is counted
+    after = client.state()["steps"]
+    drafted, accepted = (sum(after[key]) - sum(before[key]) for key in ("drafted_at", "accepted_at"))
+    steps = after["speculating_request_steps"] - before["speculating_request_steps"]
+    alpha = accepted / drafted
+    error = (alpha * (1.0 - alpha) / drafted) ** 0.5
+    return {"alpha": alpha, "error": error, "accept_length": 1.0 + accepted / steps, "drafts": drafted}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="tiny", help="a made model (%(default)s)")
+    parser.add_argument("--model-path", type=Path, help="a checkpoint in place of it")
+    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--flags", default="", help="more flags of the server")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    progress = Progress(sys.stderr)
+    model = args.model_path or cached_model(args.shape, "qwen3", progress)
+    task = prompts.knows_the_task(card_of(model))
+    requests = prompts.make_requests([OUTPUT] * args.requests, INPUT, task_text=task, seed=0)
+    before, rows = machine.look(), []
+    for head in HEADS:
+        flags = ["--max-total-tokens", "16384", "--er-quantize-lm-head", str(head).lower(), *shlex.split(args.flags)]
+        port = launcher.choose_port(None)
+        log = cache_dir() / "logs" / f"ingredients-{port}.log"
+        with launcher.running_server(model, port, log, flags) as server:
+            for activations, shadow in product(ACTIVATIONS, SHADOWS):
+                named = {"lm_head": "int4" if head else "exact", "activations": activations, "kv": shadow}
+                progress.update(", ".join(f"{key} {value}" for key, value in named.items()))
+                chosen = {"draft_activations": activations, "kv_shadow": shadow, "kv_shadow_from": 0}
+                server.client.set_policy({"policy": "fixed", "gamma": GAMMA, **chosen})
+                rows.append({**named, **acceptance(server.client, requests)})
+    print(f"{model.name}: {args.requests} requests of {OUTPUT} tokens, {GAMMA} drafts a step, weights int4")
+    print("lm_head  activations  KV    alpha            accept length")
+    for row in rows:
+        print(
+            f"{row['lm_head']:7}  {row['activations']:11}  {row['kv']:4}  {row['alpha']:.4f} ± {2 * row['error']:.4f}  "
+            f"{row['accept_length']:.3f}"
+        )
+    if args.json:
+        about = {**provenance.provenance(), "machine": provenance.machine_facts(before, machine.look())}
+        args.json.write_text(json.dumps({"what": "ingredients", **about, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
