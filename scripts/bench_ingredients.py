@@ -10,17 +10,15 @@ GPU give `--flags` what its server needs; activations are exact there, and the s
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from sglang_er.cli.common import cache_dir, cached_model, card_of
-from sglang_er.rollout import launcher, machine, prompts, provenance
+from sglang_er.cli.common import cache_dir, cached_model, card_of, write_json
+from sglang_er.rollout import launcher, machine, measure, prompts, provenance
 from sglang_er.rollout.progress import Progress
+from sglang_er.rollout.steps import Steps
 
 GAMMA, INPUT, OUTPUT, AT_ONCE = 5, 128, 128, 8
 HEADS = (False, True)
@@ -28,18 +26,11 @@ ACTIVATIONS = ("exact", "int8")
 SHADOWS = ("off", "int8", "int4")
 
 
-def acceptance(client: Any, requests: list[prompts.Request]) -> dict[str, float]:
-    """Alpha over all these requests, with the standard error of a count, and the accept length."""
-    before = client.state()["steps"]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda request: client.generate(request.input_ids, request.sampling(1.0)), requests))
-    client.set_policy({"policy": "fixed", "gamma": GAMMA})  # waits until the last step is counted
-    after = client.state()["steps"]
-    drafted, accepted = (sum(after[key]) - sum(before[key]) for key in ("drafted_at", "accepted_at"))
-    steps = after["speculating_request_steps"] - before["speculating_request_steps"]
-    alpha = accepted / drafted
-    error = (alpha * (1.0 - alpha) / drafted) ** 0.5
-    return {"alpha": alpha, "error": error, "accept_length": 1.0 + accepted / steps, "drafts": drafted}
+def acceptance(steps: Steps) -> dict[str, float]:
+    """Alpha with the standard error of a count, and the accept length."""
+    alpha, drafts = steps.alpha or 0.0, sum(steps.drafted_at.values())
+    error = (alpha * (1.0 - alpha) / max(drafts, 1)) ** 0.5
+    return {"alpha": alpha, "error": error, "accept_length": steps.accept_length or 1.0, "drafts": drafts}
 
 
 def main() -> int:
@@ -64,8 +55,10 @@ def main() -> int:
                 named = {"lm_head": "int4" if head else "exact", "activations": activations, "kv": shadow}
                 progress.update(", ".join(f"{key} {value}" for key, value in named.items()))
                 chosen = {"draft_activations": activations, "kv_shadow": shadow, "kv_shadow_from": 0}
-                server.client.set_policy({"policy": "fixed", "gamma": GAMMA, **chosen})
-                rows.append({**named, **acceptance(server.client, requests)})
+                jobs = measure.jobs_of(server.client, requests, temperature=1.0)
+                policy = {"policy": "fixed", "gamma": GAMMA, **chosen}
+                block, _ = measure.run_jobs(server.client, policy, jobs, AT_ONCE)
+                rows.append({**named, **acceptance(block.steps)})
     print(f"{model.name}: {args.requests} requests of {OUTPUT} tokens, {GAMMA} drafts a step, weights int4")
     print("lm_head  activations  KV    alpha            accept length")
     for row in rows:
@@ -75,7 +68,7 @@ def main() -> int:
         )
     if args.json:
         about = {**provenance.provenance(), "machine": provenance.machine_facts(before, machine.look())}
-        args.json.write_text(json.dumps({"what": "ingredients", **about, "rows": rows}, indent=1) + "\n")
+        write_json(args.json, {"what": "ingredients", **about, "rows": rows})
     return 0
 
 

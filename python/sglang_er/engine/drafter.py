@@ -20,9 +20,10 @@ from sglang_er.engine.graphs import CudaGraphs, EagerGraphs
 from sglang_er.engine.pool_watch import OTHERS, watch_pool
 from sglang_er.engine.ranks import ALONE, Ranks
 from sglang_er.engine.target_graphs import bound
-from sglang_er.engine.written_shadow import WrittenShadow, shadow_bits
+from sglang_er.engine.written_shadow import WrittenShadow
 from sglang_er.kernels import registry
 from sglang_er.kernels.base import WEIGHT_DTYPES
+from sglang_er.twin.kv_shadow import shadow_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,8 @@ class WrappedDrafter:
         if looped != self._looped:  # what was recorded stays otherwise
             self._graphs, self._loop, self._looped = self._make_graphs(config), None, looped
             self._shadow = None
-        self._shadow_bits, self._shadow_from = shadow_bits(config, str(self._runner.device)), config.kv_shadow_from
+        self._shadow_bits = shadow_bits(config.kv_shadow, str(self._runner.device))
+        self._shadow_from = config.kv_shadow_from
         self._gamma_max = config.gamma_max
 
     def _make_graphs(self, config: RolloutConfig) -> EagerGraphs | None:

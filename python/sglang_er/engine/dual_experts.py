@@ -16,11 +16,12 @@ from torch.nn.functional import silu
 
 from sglang_er import kernels
 from sglang_er.kernels.base import ROW_BLOCK
-from sglang_er.twin.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sglang_er.engine.dual_precision import Pack
+    from sglang_er.twin.packed_linear import PackedLinear
     from sglang_er.twin.twin import Twin
 
 
@@ -85,9 +86,9 @@ def refusal(layer: Any) -> str | None:
     return None
 
 
-def install_experts(twin: Twin, name: str, layer: Any, group_size: int) -> None:
+def install_experts(twin: Twin, name: str, layer: Any, pack: Pack) -> None:
     """Pack the experts of one layer, of which `refusal` says nothing."""
-    gate_up = PackedLinear(f"{name}.w13_weight", lambda: layer.w13_weight.data.flatten(0, 1), group_size)
-    down = PackedLinear(f"{name}.w2_weight", lambda: layer.w2_weight.data.flatten(0, 1), group_size)
+    gate_up = pack(f"{name}.w13_weight", lambda: layer.w13_weight.data.flatten(0, 1))
+    down = pack(f"{name}.w2_weight", lambda: layer.w2_weight.data.flatten(0, 1))
     twin.layers += [gate_up, down]
     layer.quant_method = DualPrecisionExperts(layer.quant_method, gate_up, down, twin)

@@ -71,7 +71,7 @@ def install_twin(model: nn.Module, group_size: int, quantize_lm_head: bool) -> T
             else:
                 inputs = module.w2_weight.shape[2]
                 _check_shard(f"{name}.w2_weight", inputs, inputs * module.moe_tp_size, group_size)
-                dual_experts.install_experts(twin, name, module, group_size)
+                dual_experts.install_experts(twin, name, module, pack)
     if quantize_lm_head:
         _install_lm_head(twin, model, pack)
     else:

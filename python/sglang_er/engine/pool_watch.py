@@ -1,12 +1,17 @@
-"""Clears the shadow's flags of slots that SGLang writes."""
+"""The KV shadow over SGLang's pool, and who clears the flags of slots that SGLang writes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+from sglang_er.twin.kv_shadow import ShadowPool
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
 # Methods of SGLang's MHA pool that write slots -> the position of the argument that says which.
 FORWARDS = {"set_kv_buffer": 1}
@@ -20,6 +25,15 @@ def watch_pool(pool: Any, writers: Mapping[str, int]) -> torch.Tensor:
     for name, position in writers.items():
         setattr(pool, name, _clearing(getattr(pool, name), position, valid))
     return valid
+
+
+def shadow_pool(runner: ModelRunner, valid: torch.Tensor, bits: int) -> ShadowPool:
+    """A shadow of the runner's pool with these flags. Raises ValueError where something writes the pool unseen, or
+    where sizes do not fit `bits`."""
+    if runner.server_args.enable_hierarchical_cache:
+        raise ValueError("--enable-hierarchical-cache writes the KV pool past the shadow: add --er-kv-shadow off")
+    pool = runner.token_to_kv_pool
+    return ShadowPool(pool.k_buffer, pool.v_buffer, valid, bits)
 
 
 def _clearing(write: Any, position: int, valid: torch.Tensor) -> Any:

@@ -221,8 +221,9 @@ class EfficientRolloutWorker(WorkerBase):
 
         drafted = self._draft_pass(chain, bonus, sampler, speculating, context_tokens)
         chain, gamma = chain.first(len(drafted.tokens)), len(drafted.tokens)
-        drafts = self.ranks.share(torch.stack(drafted.tokens, dim=1))
-        drafted.tokens = list(drafts.unbind(dim=1))
+        drafts = torch.stack(drafted.tokens, dim=1)
+        if not self.ranks.alone:
+            drafted.tokens = list(self.ranks.share(drafts).unbind(dim=1))
         if speculating is not None:
             # Rows that do not speculate verify copies of their bonus token; only position 0 is used.
             filled = bonus[:, None].repeat(1, gamma)

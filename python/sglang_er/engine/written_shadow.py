@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from sglang_er.engine.graphs import EagerGraphs, choice
-from sglang_er.kernels import proven
+from sglang_er.engine.pool_watch import shadow_pool
 from sglang_er.kernels.base import WEIGHT_DTYPES
-from sglang_er.twin.kv_shadow import SHADOW_BITS, ShadowPool
+from sglang_er.twin.kv_shadow import shadow_bits
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -26,14 +26,10 @@ MOST_RECORDED = 512
 
 
 class WrittenShadow:
-    """`valid`: flags uint8 [slots], cleared by whatever else writes the pool. Raises ValueError where something does so
-    unseen, or where sizes do not fit `bits`."""
+    """`valid`: flags uint8 [slots], cleared by whatever else writes the pool. Raises what `shadow_pool` raises."""
 
     def __init__(self, runner: ModelRunner, bits: int, graphs: EagerGraphs, valid: torch.Tensor) -> None:
-        if runner.server_args.enable_hierarchical_cache:
-            raise ValueError("--enable-hierarchical-cache writes the KV pool past the shadow: add --er-kv-shadow off")
-        pool = runner.token_to_kv_pool
-        self.pool = ShadowPool(pool.k_buffer, pool.v_buffer, valid, bits)
+        self.pool = shadow_pool(runner, valid, bits)
         self._graphs = graphs
         self._slots = torch.zeros(MOST_RECORDED, dtype=torch.int64, device=self.pool.valid.device)
 
@@ -50,16 +46,9 @@ class WrittenShadow:
         self.pool.stored_slots += count
 
 
-def shadow_bits(config: RolloutConfig, device: str) -> int:
-    """Of the KV shadow that whole passes read, 0 for none. `auto` on a GPU: once it was seen correct there."""
-    if config.kv_shadow == "auto":
-        return SHADOW_BITS["int4" if device == "cpu" or proven.KV_SHADOW else "off"]
-    return SHADOW_BITS[config.kv_shadow]
-
-
 def with_shadow(cell_bytes: int, config: RolloutConfig, device: str, head_dim: int, dtype: torch.dtype) -> int:
     """What a token takes in the KV pool (`cell_bytes`, all layers) and in the shadow if that is made at start-up."""
-    bits = shadow_bits(config, device)
+    bits = shadow_bits(config.kv_shadow, device)
     if device == "cpu" or not bits or choice(config, device) == "off" or dtype not in WEIGHT_DTYPES:
         return cell_bytes
     # Levels, and a scale of 2 bytes for each head's keys and values; the flag is a byte a slot.

@@ -10,10 +10,18 @@ from __future__ import annotations
 import torch
 
 from sglang_er import kernels
+from sglang_er.kernels import proven
 
 # Newest tokens that are read exactly: the ones attention looks at most, and all that a step rewrites.
 EXACT_NEWEST = 32
-SHADOW_BITS = {"off": 0, "int8": 8, "int4": 4}
+_BITS = {"off": 0, "int8": 8, "int4": 4}
+
+
+def shadow_bits(kv_shadow: str, device: str) -> int:
+    """Of the option `kv_shadow`, 0 for none. `auto` on a GPU: once it was seen correct there."""
+    if kv_shadow == "auto":
+        kv_shadow = "int4" if device == "cpu" or proven.KV_SHADOW else "off"
+    return _BITS[kv_shadow]
 
 
 class ShadowPool:

@@ -9,8 +9,9 @@ import torch
 
 from sglang_er.config import RolloutConfig
 from sglang_er.engine.graphs import EagerGraphs
-from sglang_er.engine.written_shadow import MOST_RECORDED, WrittenShadow, shadow_bits, with_shadow
+from sglang_er.engine.written_shadow import MOST_RECORDED, WrittenShadow, with_shadow
 from sglang_er.kernels import KvShadow, kv_shadow_store
+from sglang_er.twin.kv_shadow import shadow_bits
 
 SLOTS, HEADS, DIM, LAYERS = 2000, 2, 64, 2
 
@@ -71,7 +72,7 @@ def test_a_pool_with_another_writer_is_refused() -> None:
     [({}, "cuda", 0), ({}, "cpu", 4), ({"kv_shadow": "int8"}, "cuda", 8), ({"kv_shadow": "off"}, "cpu", 0)],
 )
 def test_unproven_on_a_gpu_it_has_to_be_named(options: dict[str, str], device: str, bits: int) -> None:
-    assert shadow_bits(RolloutConfig(**options), device) == bits
+    assert shadow_bits(RolloutConfig(**options).kv_shadow, device) == bits
 
 
 def test_the_pool_is_sized_for_both() -> None:

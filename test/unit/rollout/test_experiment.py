@@ -70,7 +70,6 @@ def test_the_ladder_of_the_paper_climbs_between_rollouts():
 @pytest.mark.parametrize("alpha", [0.6, 0.95])
 @pytest.mark.parametrize("arrivals", ["closed", "turns:3"])
 def test_the_measuring_policy_is_near_the_oracle_and_not_slower_than_plain_decode(alpha: float, arrivals: str):
-    pytest.importorskip("sglang_er.policy.goodput")
     asked = plan(
         policies=["goodput"], acceptance=Acceptance(alpha), arrivals=parse_arrivals(arrivals), requests=48, seeds=3
     )

@@ -15,9 +15,9 @@ import torch
 from sglang_er.engine.cpu import decoder_model
 from sglang_er.engine.cpu.decoder_model import AddressWatch, UnsupportedModelError
 from sglang_er.engine.dual_precision import LM_HEAD, DualPrecisionMethod
-from sglang_er.engine.pool_watch import FORWARDS, OTHERS, watch_pool
+from sglang_er.engine.pool_watch import FORWARDS, OTHERS, shadow_pool, watch_pool
 from sglang_er.kernels.cpu.decoder import Decoder
-from sglang_er.twin.kv_shadow import EXACT_NEWEST, SHADOW_BITS, ShadowPool
+from sglang_er.twin.kv_shadow import EXACT_NEWEST, ShadowPool, shadow_bits
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -62,7 +62,7 @@ class NativeExecutor:
         configure_kernels(config)
         self._group_size = config.group_size
         self._int8_activations = config.draft_activations == "int8"
-        self._shadow_bits = SHADOW_BITS["int4" if config.kv_shadow == "auto" else config.kv_shadow]
+        self._shadow_bits = shadow_bits(config.kv_shadow, "cpu")
         self._shadow_from = config.kv_shadow_from
         self._shadow: ShadowPool | None = None
         self._draft: Decoder | None = None
@@ -158,11 +158,8 @@ class NativeExecutor:
         """Allocate the shadow at its first use; False (said once) where it cannot be had."""
         if self._shadow is not None:
             return True
-        pool = self.runner.token_to_kv_pool
         try:
-            if self.runner.server_args.enable_hierarchical_cache:
-                raise ValueError("--enable-hierarchical-cache writes the KV pool past it")
-            self._shadow = ShadowPool(pool.k_buffer, pool.v_buffer, self._valid, self._shadow_bits)
+            self._shadow = shadow_pool(self.runner, self._valid, self._shadow_bits)
         except (ValueError, RuntimeError) as error:
             logger.warning("sglang-er: no KV shadow, drafts read the KV pool itself: %s", str(error).splitlines()[0])
             self._shadow_bits = 0
