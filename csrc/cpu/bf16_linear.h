@@ -100,7 +100,10 @@ void fill_tile(const Bf16LinearCall& call, const Panel<PanelX<P, W>>& panel, int
 template <class P, int kHalf, int T, int R, class W>
 SGLANG_ER_INLINE void half_step(Floats (&acc)[R][T], const W* weight, int64_t stride, const float* x) {
   Floats inputs[T];
-  for (int t = 0; t < T; ++t) inputs[t] = load(x + t * kStep + kHalf * kLanes);
+  for (int t = 0; t < T; ++t) {
+    inputs[t] = load(x + t * kStep + kHalf * kLanes);
+    P::hold(inputs[t]);
+  }
   for (int r = 0; r < R; ++r) {
     const Floats weights = load_half<P, kHalf>(weight + r * stride);
     for (int t = 0; t < T; ++t) acc[r][t] = fma(weights, inputs[t], acc[r][t]);
@@ -111,11 +114,11 @@ SGLANG_ER_INLINE void half_step(Floats (&acc)[R][T], const W* weight, int64_t st
 template <class P, int T, int R, class W>
 SGLANG_ER_INLINE void add_step(Floats (&acc)[R][T], const W* weight, int64_t stride, const PanelX<P, W>* x) {
   if constexpr (dots<P, W>) {
-    typename P::Pairs inputs[T];
-    for (int t = 0; t < T; ++t) inputs[t] = P::load_pairs(x + t * kStep);
-    for (int r = 0; r < R; ++r) {
-      const typename P::Pairs weights = P::load_pairs(weight + r * stride);
-      for (int t = 0; t < T; ++t) acc[r][t] = P::dot(acc[r][t], weights, inputs[t]);
+    typename P::Pairs weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = P::load_pairs(weight + r * stride);
+    for (int t = 0; t < T; ++t) {
+      const typename P::Pairs inputs = P::load_pairs(x + t * kStep);
+      for (int r = 0; r < R; ++r) acc[r][t] = P::dot(acc[r][t], weights[r], inputs);
     }
   } else {
     half_step<P, 0>(acc, weight, stride, x);
@@ -200,10 +203,16 @@ void store_rows(const Bf16LinearCall& call, const float* sums, Block block) {
   const Bias* bias = call.bias == nullptr ? nullptr : static_cast<const Bias*>(call.bias) + block.first;
   for (int64_t row = 0; row < call.m; ++row, sums += kBlockRows * kLanes) {
     Out* out = static_cast<Out*>(call.out) + row * call.out_stride + block.first;
-    float values[kBlockRows];
-    for (int n = 0; n < block.rows; n += 4) P::sum4(sums + n * kLanes, values + n);
-    for (int n = 0; n < block.rows; ++n)
-      store_float(out + n, bias == nullptr ? values[n] : values[n] + to_float(bias[n]));
+    Floats values = P::sum16(sums);
+    if (block.rows == kBlockRows) {
+      if (bias != nullptr) values = add(values, load(bias));
+      store(out, values);
+    } else {
+      float lanes[kLanes];
+      store(lanes, values);
+      for (int n = 0; n < block.rows; ++n)
+        store_float(out + n, bias == nullptr ? lanes[n] : lanes[n] + to_float(bias[n]));
+    }
   }
 }
 
@@ -211,23 +220,24 @@ template <class P, class W>
 void compute_block(const Bf16LinearCall& call, const Panel<PanelX<P, W>>& panel, Block block) {
   alignas(64) float sums[kMaxRows * kBlockRows * kLanes];
   const int64_t tiles = (call.m + P::kMaxTile - 1) / P::kMaxTile;
-  const int64_t slice = kSliceSteps * kStep;
   const W* weight = static_cast<const W*>(call.weight) + block.first * call.weight_stride;
+  const int64_t steps = (call.k + kStep - 1) / kStep;
+  const int64_t slices = steps > kSliceSteps ? (steps + kSliceSteps - 1) / kSliceSteps : 1;
   int64_t k = 0;
-  do {  // once for K = 0 too: sums of nothing
-    const bool last = k + slice >= call.k;
-    const int64_t count = last ? call.k - k : slice;
+  for (int64_t slice = 0; slice < slices; ++slice) {  // once for K = 0 too: sums of nothing
+    // Of nearly equal size: each prefetches as much as it works on, and the next one needs that much.
+    const int64_t end = slice + 1 == slices ? call.k : steps * (slice + 1) / slices * kStep;
     // After the last slice comes the first one of the next block.
-    const int64_t ahead = last ? block.rows * call.weight_stride - k : slice;
+    const int64_t ahead = end == call.k ? block.rows * call.weight_stride - k : end - k;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = tile_start(call.m, tiles, t);
       const int rows = static_cast<int>(tile_start(call.m, tiles, t + 1) - first);
-      slice_tile_of<P, W>(rows, weight + k, call.weight_stride, block.rows, count,
+      slice_tile_of<P, W>(rows, weight + k, call.weight_stride, block.rows, end - k,
                           panel.tile(first) + k * rows, sums + first * kBlockRows * kLanes, k == 0, ahead, t,
                           tiles);
     }
-    k += slice;
-  } while (k < call.k);
+    k = end;
+  }
   with_type(call.out_type, [&](auto* out) {
     with_type(call.bias_type, [&](auto* bias) {
       store_rows<P, std::remove_pointer_t<decltype(out)>, std::remove_pointer_t<decltype(bias)>>(call, sums,
@@ -280,9 +290,11 @@ void run_bf16_linear(const Bf16LinearCall& call) {
   }
 }
 
-// sums[0..3] of four vectors that lie one after the other.
-SGLANG_ER_INLINE void sum4_one_by_one(const float* vectors, float* sums) {
-  for (int i = 0; i < 4; ++i) sums[i] = sum(load(vectors + i * kLanes));
+// The sums of sixteen vectors that lie one after the other.
+SGLANG_ER_INLINE Floats sum16_one_by_one(const float* vectors) {
+  float sums[kLanes];
+  for (int i = 0; i < kLanes; ++i) sums[i] = sum(load(vectors + i * kLanes));
+  return load(sums);
 }
 
 }  // namespace

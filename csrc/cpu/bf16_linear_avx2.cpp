@@ -29,7 +29,8 @@ struct Avx2 {
   SGLANG_ER_INLINE static Floats odd(const BFloat16* weights) {
     return {high(words(weights)), high(words(weights + 16))};
   }
-  SGLANG_ER_INLINE static void sum4(const float* vectors, float* sums) { sum4_one_by_one(vectors, sums); }
+  SGLANG_ER_INLINE static Floats sum16(const float* vectors) { return sum16_one_by_one(vectors); }
+  SGLANG_ER_INLINE static void hold(Floats&) {}
 };
 
 }  // namespace

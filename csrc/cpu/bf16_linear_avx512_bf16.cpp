@@ -7,15 +7,17 @@ namespace {
 
 struct Avx512Bf16 : Avx512 {
   static constexpr bool kDot = true;
-  static constexpr int kMaxTile = 8;
-  static constexpr int rows_at_once(int tile) { return tile > 4 ? 2 : 4; }  // at most 16 sums
+  static constexpr int kMaxTile = 14;
+  static constexpr int rows_at_once(int tile) { return tile > 4 ? 2 : 4; }  // at most 28 sums
   // These are AMD's (isa.cpp), which keep up with one row of x by themselves: on a Zen 5 two threads read 80
   // GB/s, and 72 with prefetches. With more rows there is time for them.
   static constexpr bool prefetches(int tile) { return tile > 1; }
   using Pairs = __m512bh;  // 32 inputs in their order
 
   SGLANG_ER_INLINE static Pairs load_pairs(const BFloat16* values) {
-    return reinterpret_cast<__m512bh>(_mm512_loadu_si512(values));
+    auto pairs = reinterpret_cast<__m512bh>(_mm512_loadu_si512(values));
+    asm("" : "+v"(pairs));  // as hold()
+    return pairs;
   }
   SGLANG_ER_INLINE static Floats dot(Floats acc, Pairs weights, Pairs inputs) {
     return {_mm512_dpbf16_ps(acc.v, weights, inputs)};

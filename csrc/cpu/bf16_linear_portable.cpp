@@ -19,7 +19,8 @@ struct Portable {
   SGLANG_ER_INLINE static Floats odd(const BFloat16* weights) {
     return each_lane([=](int i) { return to_float(weights[2 * i + 1]); });
   }
-  SGLANG_ER_INLINE static void sum4(const float* vectors, float* sums) { sum4_one_by_one(vectors, sums); }
+  SGLANG_ER_INLINE static Floats sum16(const float* vectors) { return sum16_one_by_one(vectors); }
+  SGLANG_ER_INLINE static void hold(Floats&) {}
 };
 
 }  // namespace

@@ -161,14 +161,18 @@ int64_t left(const std::atomic<uint64_t>& part) {
   return end_of(word) - begin_of(word);
 }
 
-// The first unit, or -1 if none is left.
-int64_t take_front(std::atomic<uint64_t>& part) {
+// Units [begin, end) from the front: an eighth of what is left, so that the last ones go one by one. Empty if
+// nothing is left.
+struct Run {
+  int64_t begin, end;
+};
+Run take_front(std::atomic<uint64_t>& part) {
   uint64_t word = part.load(std::memory_order_relaxed);
   while (begin_of(word) < end_of(word)) {
-    const uint64_t rest = pack(begin_of(word) + 1, end_of(word));
-    if (part.compare_exchange_weak(word, rest, std::memory_order_relaxed)) return begin_of(word);
+    const Run run{begin_of(word), begin_of(word) + (end_of(word) - begin_of(word) + 7) / 8};
+    if (part.compare_exchange_weak(word, pack(run.end, end_of(word)), std::memory_order_relaxed)) return run;
   }
-  return -1;
+  return {0, 0};
 }
 
 // Moves the back half, at least one unit, into `into`; nothing if nothing is left.
@@ -196,6 +200,7 @@ void run_team(void (*body)(void*), void* context, int threads) { pool().run(body
 UnitParts::UnitParts(int64_t units, int threads) : threads_(threads), workers_(0) {
   for (int i = 0; i < threads; ++i) {
     parts_[i].word.store(pack(units * i / threads, units * (i + 1) / threads), std::memory_order_relaxed);
+    parts_[i].taken = parts_[i].taken_end = 0;
   }
 }
 
@@ -205,15 +210,19 @@ int UnitParts::join() {
 }
 
 int64_t UnitParts::next(int worker) {
+  Part& mine = parts_[worker];
   for (;;) {
-    const int64_t unit = take_front(parts_[worker].word);
-    if (unit >= 0) return unit;
+    if (mine.taken < mine.taken_end) return mine.taken++;
+    const Run run = take_front(mine.word);
+    mine.taken = run.begin;
+    mine.taken_end = run.end;
+    if (run.begin < run.end) continue;
     int fullest = worker;
     for (int i = 0; i < threads_; ++i) {
       if (left(parts_[i].word) > left(parts_[fullest].word)) fullest = i;
     }
     if (fullest == worker) return -1;
-    move_back_half(parts_[fullest].word, parts_[worker].word);
+    move_back_half(parts_[fullest].word, mine.word);
   }
 }
 

@@ -48,9 +48,12 @@ class UnitParts {
 
  private:
   // Units [begin, end) that one thread still has to do, in one word. The owner takes from the front: its
-  // units are neighbours, whose prefetches run from one into the next. Others take from the back.
+  // units are neighbours, whose prefetches run from one into the next. Others take from the back. What the
+  // owner has taken, [taken, taken_end), is its own: an atomic operation waits for every load and store
+  // before it, and one for each unit cost 6 % of a forward.
   struct alignas(64) Part {
     std::atomic<uint64_t> word;
+    int64_t taken, taken_end;
   };
 
   Part parts_[kMaxThreads];

@@ -26,6 +26,10 @@ SGLANG_ER_INLINE Floats load(const BFloat16* values) {
   return load_bf16(reinterpret_cast<const uint16_t*>(values));
 }
 
+SGLANG_ER_INLINE void store(BFloat16* out, Floats value) {
+  store_bf16(reinterpret_cast<uint16_t*>(out), value);
+}
+
 // The first `count` lanes (0..16) from memory, the others zero; nothing past them is touched.
 template <class T>
 SGLANG_ER_INLINE Floats load_first(const T* values, int count) {

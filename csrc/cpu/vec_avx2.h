@@ -41,6 +41,25 @@ SGLANG_ER_INLINE void store(float* out, Floats value) {
   _mm256_storeu_ps(out + 8, value.high);
 }
 
+SGLANG_ER_INLINE void store(_Float16* out, Floats value) {
+  auto* halves = reinterpret_cast<__m128i*>(out);
+  _mm_storeu_si128(halves, _mm256_cvtps_ph(value.low, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(value.high, _MM_FROUND_TO_NEAREST_INT));
+}
+// float_to_bf16() of every lane.
+SGLANG_ER_INLINE __m256i bf16_words(__m256 value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+  return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan);
+}
+SGLANG_ER_INLINE void store_bf16(uint16_t* out, Floats value) {
+  const __m256i words = _mm256_packus_epi32(bf16_words(value.low), bf16_words(value.high));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(words, 0xD8));
+}
+
 SGLANG_ER_INLINE Floats add(Floats a, Floats b) {
   return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
 }

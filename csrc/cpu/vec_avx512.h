@@ -30,6 +30,19 @@ SGLANG_ER_INLINE Floats load(const int8_t* values) {
       _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values))))};
 }
 SGLANG_ER_INLINE void store(float* out, Floats value) { _mm512_storeu_ps(out, value.v); }
+SGLANG_ER_INLINE void store(_Float16* out, Floats value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT));
+}
+// float_to_bf16() of every lane.
+SGLANG_ER_INLINE void store_bf16(uint16_t* out, Floats value) {
+  const __m512i bits = _mm512_castps_si512(value.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+  const __mmask16 nan = _mm512_cmp_ps_mask(value.v, value.v, _CMP_UNORD_Q);
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+  const __m512i either = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7FC0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(either));
+}
 
 SGLANG_ER_INLINE Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
 SGLANG_ER_INLINE Floats sub(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -44,6 +44,12 @@ SGLANG_ER_INLINE Floats load(const int8_t* values) {
 SGLANG_ER_INLINE void store(float* out, const Floats& value) {
   std::memcpy(out, value.lane, sizeof(value.lane));
 }
+SGLANG_ER_INLINE void store(_Float16* out, const Floats& value) {
+  for (int i = 0; i < kLanes; ++i) store_float(out + i, value.lane[i]);
+}
+SGLANG_ER_INLINE void store_bf16(uint16_t* out, const Floats& value) {
+  for (int i = 0; i < kLanes; ++i) out[i] = float_to_bf16(value.lane[i]);
+}
 
 SGLANG_ER_INLINE Floats add(const Floats& a, const Floats& b) {
   return each_lane([&](int i) { return a.lane[i] + b.lane[i]; });

@@ -154,11 +154,12 @@ template <class Out, class Bias>
   for (int row = 0; row < rows; ++row) {
     Out* out = static_cast<Out*>(call.out) + (first_row + row) * call.out_stride + first;
     const float* values = result + row * blocks * kRowBlock;
-    if (bias == nullptr) {
-      for (int n = 0; n < width; ++n) store_float(out + n, values[n]);
-    } else {
-      for (int n = 0; n < width; ++n) store_float(out + n, values[n] + to_float(bias[n]));
+    int n = 0;
+    for (; n + kLanes <= width; n += kLanes) {
+      const Floats sums = load(values + n);
+      store(out + n, bias == nullptr ? sums : add(sums, load(bias + n)));
     }
+    for (; n < width; ++n) store_float(out + n, bias == nullptr ? values[n] : values[n] + to_float(bias[n]));
   }
 }
 
