@@ -40,6 +40,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def write_table(records: Path, device: str) -> str:
+    """`kernel_table.json` beside the records, for --er-kernel-table and for the package; what to say of it."""
+    from sglang_er.bench import kernel_table
+    from sglang_er.rollout import gpu_records
+
+    path = records.with_name("kernel_table.json")
+    try:
+        table = kernel_table.make(gpu_records.read([records]), device)
+    except gpu_records.RecordsError as reason:
+        return f"no kernel table: {reason}"
+    path.write_text(table.to_text(), encoding="utf-8")
+    return "\n".join([f"\nkernel table {path}", *kernel_table.summary(table)])
+
+
 def main() -> int:
     args = parse()
     if args.dry_run:
@@ -66,6 +80,8 @@ def main() -> int:
     finally:
         worker.stop()
         servers.stop()
+    if bench_kernels.SECTION in chosen and not args.dry_run:
+        print(write_table(journal.path, identity.device))
     passed = all(tally.passed for tally in tallies)
     print(f"\n{identity.device}, commit {identity.commit}\n{sections.table(tallies)}")
     print(f"{'passed' if passed else 'NOT PASSED'}: {journal.path}")

@@ -131,6 +131,12 @@ class RolloutConfig(SyncOptions):
         description="who computes: auto, for the fastest kernels of this machine, or names in the order of preference: "
         "cpu, cuda, triton, and reference, the plain torch ones that the others are tested against",
     )
+    kernel_table: str = Field(
+        "auto",
+        min_length=1,
+        description="measured times by which kernels of the draft side are chosen by size on a GPU: auto, for the "
+        "table that came with the package, off, or a file of `sglang-er kernel-table`",
+    )
 
     executor: Literal["native", "wrapped"] = Field(
         "native",

@@ -1,83 +1,108 @@
 """Section `bench_kernels`: seconds of every implementation at the layer sizes of Qwen2.5-7B, what torch takes for the
-same, and the share of the bandwidth of a large copy. Cells: one op, one implementation, one layer or shape.
+same, and the share of the bandwidth of a large copy; then further sizes and models, for the table of measured times
+(`sglang-er kernel-table`). Cells: one op, one implementation, one layer or shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 
-from sglang_er import kernels
 from sglang_er.bench.kernels import layers_of
-from sglang_er.bench.linear import Layer, clone
-from sglang_er.kernels import KvShadow, registry
-from sglang_er.kernels.chain_ops import verify_chain
-from sglang_er.models.sizes import public_size
-from sglang_er.models.tiny import TINY
+from sglang_er.kernels import registry
+from sglang_er.kernels.source_key import source_key
+from sglang_er.models.sizes import PublicSize, public_size
+from sglang_er.models.tiny import TINY, Shape
 
-from . import clock
+from . import bench_works, clock
+from .bench_works import ATTENTION, DTYPE, TORCH, Heads, Make
 from .sections import Cell, Context, Options, Section, Skip
 
-GROUP = 128
-TORCH = "torch"
-BATCHES, DRY_BATCHES = (1, 2, 4, 8, 16, 32, 64), (1, 2)
+BATCHES, DRY_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128), (1, 2)
+# A verify pass has more rows, and torch multiplies them.
+TORCH_BATCHES = (*BATCHES, 256, 512, 1024)
+LINEAR_OPS = ("w4a16_linear", "w4a8_linear", "bf16_linear")
+TABLE_OPS = ("w4a16_linear", "quantize_pack")
+FIRST = public_size("qwen2", "7b")
+# The sizes of Qwen3-4B are from its published configuration.
+OTHERS = (public_size("llama", "7b"), PublicSize("Qwen3-4B", Shape(2560, 36, 32, 8, 128, 9728, 151936)))
+DRY_MODEL = PublicSize("tiny", TINY)
 # Requests and tokens of each: 64k, 256k and 1M tokens of KV.
 DECODES, DRY_DECODES = ((8, 8192), (16, 16384), (64, 16384)), ((2, 96),)
-HEADS = (28, 4, 128)
+# For the table: the draft's attention at every batch, over a short and a long context.
+TABLE_DECODES = tuple((requests, context) for requests in BATCHES for context in (2048, 8192))
+DRY_TABLE_DECODES = ((1, 64),)
+HEADS, OTHER_HEADS, DRY_HEADS = Heads(28, 4, 128), Heads(32, 8, 128), Heads(4, 1, 64)
 STORED, DRY_STORED = (64, 1024, 16384), (8,)
 SAMPLED, DRY_SAMPLED = ((1, 152064), (16, 152064), (64, 152064)), ((2, 512),)
-EXACT_NEWEST = 32
-GAMMA = 3
-LINEAR_OPS = ("w4a16_linear", "w4a8_linear", "bf16_linear")
-
-
-@dataclass(frozen=True)
-class Work:
-    """Calls on different memory, and the bytes that one of them reads and writes at least."""
-
-    runs: Sequence[clock.Run]
-    nbytes: int
-
-
-Make = Callable[[str, str], dict[str, Work]]  # (implementation, device) -> label -> work
 
 
 def cells(options: Options) -> Sequence[Cell]:
-    dry = options.dry_run
-    shape = TINY if dry else public_size("qwen2", "7b").shape
-    batches = DRY_BATCHES if dry else BATCHES
-    found = [Cell("copy", copy)]
-    for layer in layers_of(shape):
-        for op in LINEAR_OPS:
-            names = [*_names(op, options.device), *([TORCH] if op == "bf16_linear" else [])]
-            found += _cells(op, names, f"{layer.name} {layer.rows}x{layer.cols}", partial(_linear, op, layer, batches))
-        names = _names("quantize_pack", options.device)
-        found += _cells("quantize_pack", names, f"{layer.name} {layer.rows}x{layer.cols}", partial(_pack, layer))
+    """What tells most comes first; the table's further cells come last."""
+    dry, device = options.dry_run, options.device
+    heads = DRY_HEADS if dry else HEADS
+    found = [Cell("copy", copy), *_layers(DRY_MODEL if dry else FIRST, dry, device, [*LINEAR_OPS, "quantize_pack"], "")]
     for requests, context in DRY_DECODES if dry else DECODES:
-        names = _names("paged_attention", options.device)
-        make = partial(_attention, requests, context, dry)
-        found += _cells("paged_attention", names, f"B={requests} S={context}", make)
+        found += _decode(heads, requests, context, list(ATTENTION), device)
+    sizes = DRY_SAMPLED if dry else SAMPLED
     for op, make in (
-        ("kv_shadow_store", partial(_store, DRY_STORED if dry else STORED)),
-        ("softmax_rows", partial(_softmax, DRY_SAMPLED if dry else SAMPLED)),
-        ("sample_rows", partial(_sample, DRY_SAMPLED if dry else SAMPLED)),
-        ("verify_chain", partial(_chain, DRY_SAMPLED if dry else SAMPLED)),
+        ("kv_shadow_store", partial(bench_works.store, heads, DRY_STORED if dry else STORED)),
+        ("softmax_rows", partial(bench_works.softmax, sizes)),
+        ("sample_rows", partial(bench_works.sample, sizes)),
+        ("verify_chain", partial(bench_works.chain, sizes)),
     ):
-        found += _cells(op, _names(op, options.device), "", make)
+        found += _cells(op, _names(op, device), "", make)
+    return [*found, *_for_the_table(heads, dry, device)]
+
+
+def _for_the_table(heads: Heads, dry: bool, device: str) -> list[Cell]:
+    found = []
+    for requests, context in DRY_TABLE_DECODES if dry else [size for size in TABLE_DECODES if size not in DECODES]:
+        found += _decode(heads, requests, context, ["decode int4"], device)
+    if dry:
+        return found
+    for index, model in enumerate(OTHERS):
+        found += _layers(model, dry, device, TABLE_OPS, f"{model.name} ")
+        if index == 0:  # the others have the same heads
+            for requests, context in TABLE_DECODES:
+                found += _decode(OTHER_HEADS, requests, context, ["decode int4"], device)
+            store, kv = partial(bench_works.store, OTHER_HEADS, STORED), f"{OTHER_HEADS.kv} heads"
+            found += _cells("kv_shadow_store", _names("kv_shadow_store", device), kv, store)
     return found
+
+
+def _layers(model: PublicSize, dry: bool, device: str, ops: Sequence[str], prefix: str) -> list[Cell]:
+    """`prefix`: of the layers' names; none for the model that is measured first."""
+    found: list[Cell] = []
+    for layer in layers_of(model.shape):
+        what = f"{prefix}{layer.name} {layer.rows}x{layer.cols}"
+        facts = {"model": model.name, "layer": layer.name, "count": layer.count}
+        for op in ops:
+            if op == "quantize_pack":
+                found += _cells(op, _names(op, device), what, partial(bench_works.pack, layer), facts)
+                continue
+            for name in [*_names(op, device), *([TORCH] if op == "bf16_linear" else [])]:
+                batches = DRY_BATCHES if dry else TORCH_BATCHES if name == TORCH else BATCHES
+                found += _cells(op, [name], what, partial(bench_works.linear, op, layer, batches), facts)
+    return found
+
+
+def _decode(heads: Heads, requests: int, context: int, labels: Sequence[str], device: str) -> list[Cell]:
+    op = "paged_attention"
+    shape = "" if heads in (HEADS, DRY_HEADS) else f"{heads.query}x{heads.kv}x{heads.dim} "
+    make = partial(bench_works.attention, heads, requests, context, labels)
+    return _cells(op, _names(op, device), f"{shape}B={requests} S={context}", make)
 
 
 def _names(op: str, device: str) -> list[str]:
     return [entry.name for entry in registry.implementations(op) if entry.device == device]
 
 
-def _cells(op: str, names: Sequence[str], what: str, make: Make) -> list[Cell]:
-    return [Cell(f"{op} {name} {what}".strip(), partial(measure, name, make)) for name in names]
+def _cells(op: str, names: Sequence[str], what: str, make: Make, facts: Mapping[str, Any] | None = None) -> list[Cell]:
+    return [Cell(f"{op} {name} {what}".strip(), partial(measure, op, name, make, facts or {})) for name in names]
 
 
 def copy(context: Context) -> dict[str, Any]:
@@ -85,150 +110,41 @@ def copy(context: Context) -> dict[str, Any]:
     return {"shown": f"{rate / 1e12:.3f} TB/s", "bytes_per_second": rate}
 
 
-def measure(name: str, make: Make, context: Context) -> dict[str, Any]:
+def measure(op: str, name: str, make: Make, facts: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """A row for every label that the implementation serves. Raises Skip if it serves none."""
     device = context.options.device
     rate = clock.copy_bandwidth(device)
     found: dict[str, Any] = {}
-    try:
-        with torch.inference_mode():
-            for label, work in make(name, device).items():
+    refusal = ""
+    with torch.inference_mode():
+        for label, work in make(name, device).items():
+            try:
                 timed = clock.measure(work.runs, device)
-                found[label] = {
-                    "us": round(1e6 * timed.seconds, 3),
-                    "bytes": work.nbytes,
-                    "share_of_copy": round(work.nbytes / timed.seconds / rate, 4),
-                    "graph": timed.graph,
-                }
-    except TypeError as refused:
-        if "serve" in str(refused):
-            raise Skip(str(refused)) from None
-        raise
+            except TypeError as refused:
+                if "serve" not in str(refused):
+                    raise
+                refusal = str(refused)
+                continue
+            found[label] = {
+                "us": round(1e6 * timed.seconds, 3),
+                "bytes": work.nbytes,
+                "share_of_copy": round(work.nbytes / timed.seconds / rate, 4),
+                "graph": timed.graph,
+                **work.facts,
+            }
+    if not found:
+        raise Skip(refusal)
     shown = ", ".join(f"{label} {row['us']:.1f} us {100 * row['share_of_copy']:.0f} %" for label, row in found.items())
-    return {"shown": shown, "copy_bytes_per_second": rate, "rows": found}
-
-
-def _linear(op: str, layer: Layer, batches: Sequence[int], name: str, device: str) -> dict[str, Work]:
-    weight = torch.randn(layer.rows, layer.cols, device=device).mul_(0.02).bfloat16()
-    if op == "bf16_linear":
-        weights: list[Any] = [weight.clone() for _ in range(clock.copies_for(weight.nbytes, device))]
-        nbytes = weight.nbytes
-    else:
-        packed = kernels.quantize_pack(weight, GROUP, implementation=registry.REFERENCE)
-        weights = [clone(packed) for _ in range(clock.copies_for(packed.nbytes, device))]
-        nbytes = packed.nbytes
-    found = {}
-    for batch in batches:
-        x = torch.randn(batch, layer.cols, device=device).bfloat16()
-        out = x.new_empty(batch, layer.rows)
-        if name == TORCH:
-            runs: list[clock.Run] = [partial(functional.linear, x, w) for w in weights]
-        else:
-            runs = [partial(getattr(kernels, op), x, w, None, out, implementation=name) for w in weights]
-        found[f"M={batch}"] = Work(runs, nbytes + x.nbytes + out.nbytes)
-    return found
-
-
-def _pack(layer: Layer, name: str, device: str) -> dict[str, Work]:
-    weight = torch.randn(layer.rows, layer.cols, device=device).bfloat16()
-    weights = [weight.clone() for _ in range(clock.copies_for(weight.nbytes, device))]
-    out = kernels.PackedWeight.empty(layer.rows, layer.cols, GROUP, weight.dtype, device)
-    runs = [partial(kernels.quantize_pack, w, GROUP, out=out, implementation=name) for w in weights]
-    return {"": Work(runs, weight.nbytes + out.nbytes)}
-
-
-def _attention(requests: int, context: int, dry: bool, name: str, device: str) -> dict[str, Work]:
-    """Decode without and with an int4 shadow, verify of four tokens without."""
-    heads, kv_heads, dim = (4, 1, 64) if dry else HEADS
-    slots = requests * context
-    copies = clock.copies_for(slots * kv_heads * dim, device)  # bytes of the shadow
-    pools = []
-    for _ in range(copies):
-        keys, values = (torch.randn(slots, kv_heads, dim, device=device).bfloat16() for _ in range(2))
-        shadow = KvShadow.empty(slots, kv_heads, dim, dim, 4, device)
-        every = torch.arange(slots, device=device)
-        kernels.kv_shadow_store(keys, values, every, shadow, implementation=registry.REFERENCE)
-        pools.append((keys, values, shadow))
-    table = torch.randperm(slots, device=device).to(torch.int32).view(requests, context)
-    rows = torch.arange(requests, device=device)
-    lens = torch.full((requests,), context, device=device)
-    valid = torch.ones(slots, dtype=torch.uint8, device=device)
-    pool_bytes, shadow_bytes = pools[0][0].nbytes * 2, pools[0][2].nbytes
-    found = {}
-    for label, queries, bits, nbytes in (
-        ("decode", 1, 0, pool_bytes),
-        ("decode int4", 1, 4, shadow_bytes),
-        ("verify 4", 4, 0, pool_bytes),
-    ):
-        q = torch.randn(requests * queries, heads, dim, device=device).bfloat16()
-        out, begin = torch.empty_like(q), torch.arange(requests + 1, device=device) * queries
-        runs: list[clock.Run] = [
-            partial(
-                kernels.paged_attention,
-                *(q, keys, values, table, rows, begin, lens),
-                **({"shadow": shadow, "valid": valid, "exact_newest": EXACT_NEWEST} if bits else {}),
-                scale=dim**-0.5,
-                out=out,
-                implementation=name,
-            )
-            for keys, values, shadow in pools
-        ]
-        found[label] = Work(runs, nbytes + q.nbytes + out.nbytes)
-    return found
-
-
-def _store(counts: Sequence[int], name: str, device: str) -> dict[str, Work]:
-    _, kv_heads, dim = HEADS
-    found = {}
-    for count in counts:
-        read = 2 * count * kv_heads * dim * 2
-        slots_in_all = max(4 * count, clock.copies_for(read, device) * count)
-        keys, values = (torch.randn(slots_in_all, kv_heads, dim, device=device).bfloat16() for _ in range(2))
-        shadow = KvShadow.empty(slots_in_all, kv_heads, dim, dim, 4, device)
-        order = torch.randperm(slots_in_all, device=device)
-        runs: list[clock.Run] = [
-            partial(kernels.kv_shadow_store, keys, values, part.contiguous(), shadow, implementation=name)
-            for part in order.split(count)
-            if len(part) == count
-        ]
-        found[f"{count} slots"] = Work(runs, read + shadow.nbytes * count // slots_in_all)
-    return found
-
-
-def _softmax(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
-    found = {}
-    for rows, cols in sizes:
-        logits = torch.randn(rows, cols, device=device)
-        out, warmth = torch.empty_like(logits), torch.ones(rows, device=device)
-        copies = [logits.clone() for _ in range(clock.copies_for(logits.nbytes, device))]
-        runs = [partial(kernels.softmax_rows, c, warmth, out, implementation=name) for c in copies]
-        found[f"{rows}x{cols}"] = Work(runs, logits.nbytes + out.nbytes)
-    return found
-
-
-def _sample(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
-    found = {}
-    for rows, cols in sizes:
-        weights = torch.randn(rows, cols, device=device).mul_(3).softmax(-1)
-        coins = torch.rand(rows, dtype=torch.float64, device=device)
-        copies = [weights.clone() for _ in range(clock.copies_for(weights.nbytes, device))]
-        runs = [partial(kernels.sample_rows, c, coins, implementation=name) for c in copies]
-        found[f"{rows}x{cols}"] = Work(runs, weights.nbytes)
-    return found
-
-
-def _chain(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
-    """At worst a row of p and one of q are read; the drafts' own probabilities are single values."""
-    found = {}
-    for rows, cols in sizes:
-        p = torch.randn(rows, GAMMA + 1, cols, device=device).mul_(3).softmax(-1)
-        q = p[:, :GAMMA].flip(0).contiguous()
-        drafts = q.argmax(-1)
-        coins = torch.rand(rows, GAMMA + 1, dtype=torch.float64, device=device)
-        accept, resample = coins[:, :GAMMA], coins[:, GAMMA].contiguous()
-        copies = [(p.clone(), q.clone()) for _ in range(clock.copies_for(p.nbytes + q.nbytes, device))]
-        runs = [partial(verify_chain, a, b, drafts, accept, resample, implementation=name) for a, b in copies]
-        found[f"{rows}x{cols}"] = Work(runs, 2 * rows * cols * p.element_size())
-    return found
+    return {
+        "shown": shown,
+        "copy_bytes_per_second": rate,
+        "op": op,
+        "implementation": name,
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "kernels": source_key(),
+        **facts,
+        "rows": found,
+    }
 
 
 SECTION = Section("bench_kernels", cells, isolated=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 import torch.distributed as distributed
 
-from sglang_er.config import RolloutConfig
+from sglang_er.config import ConfigError, RolloutConfig
+from sglang_er.engine import kernel_table
 from sglang_er.engine.controller import Controller
 from sglang_er.engine.ranks import ALONE, Ranks
+from sglang_er.kernels import registry
 from sglang_er.policy import StepOutcome, StepState
 
 RANKS = 2
@@ -46,8 +48,21 @@ def exchange(rank: int, folder: str) -> None:
         ranks.agreed(3 if rank == 0 else 0),
         ranks.agreed(0 if rank == 0 else 5),
         ranks.seconds(0.25 * (rank + 1)),
+        ranks.told(f"text of {rank}"),
         ranks.share(torch.tensor([1, 2]) + 2 * rank).tolist(),
         (ranks.first, ranks.alone),
     ]
     Path(folder, f"heard{rank}").write_text(repr(heard))
+    distributed.destroy_process_group()
+
+
+def install_table(rank: int, folder: str, device: str) -> None:
+    """One rank installs its own file `table<rank>.json`; writes down the table that it has then, or the mistake."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    try:
+        kernel_table.install(str(Path(folder, f"table{rank}.json")), device, Ranks(distributed.group.WORLD))
+        got = repr(registry.table_in_use())
+    except ConfigError as error:
+        got = str(error)
+    Path(folder, f"table{rank}.got").write_text(got)
     distributed.destroy_process_group()

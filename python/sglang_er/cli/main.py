@@ -34,6 +34,7 @@ COMMANDS = {
     "plot": "draw where speculation gains, or a simulated rollout over time",
     "doctor": "show what this machine and installation are, and what is wrong with them",
     "build-kernels": "compile the CUDA kernels, into the cache or a folder to ship",
+    "kernel-table": "from GPU records, which kernel computes at which sizes",
     "make-model": "write a Hugging Face checkpoint of a chosen shape, without downloads",
 }
 

@@ -18,7 +18,7 @@ def measured_on(runner: ModelRunner, ranks: int = 1) -> dict[str, str]:
     hf = runner.model_config.hf_text_config
     sizes = (hf.num_hidden_layers, hf.hidden_size, getattr(hf, "intermediate_size", 0), hf.vocab_size)
     return {
-        "device": _device_name(str(runner.device)),
+        "device": device_name(str(runner.device)),
         "model": f"{runner.model_config.hf_config.architectures[0]} {'x'.join(map(str, sizes))}",
         "dtype": str(runner.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
@@ -27,9 +27,10 @@ def measured_on(runner: ModelRunner, ranks: int = 1) -> dict[str, str]:
     }
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """The current GPU's name, or what the system calls the processor."""
     if device != "cpu":
-        return str(torch.get_device_module(device).get_device_name())
+        return str(torch.get_device_module(device).getdevice_name())
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed import ReduceOp, all_reduce, broadcast, get_process_group_ranks
+from torch.distributed import ReduceOp, all_reduce, broadcast, broadcast_object_list, get_process_group_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,6 +44,14 @@ class Ranks:
         told = torch.tensor([measured], dtype=torch.float64)
         broadcast(told, src=get_process_group_ranks(self._host)[0], group=self._host)
         return float(told)
+
+    def told(self, text: str) -> str:
+        """The first rank's; for start-up."""
+        if self._host is None:
+            return text
+        heard = [text]
+        broadcast_object_list(heard, src=get_process_group_ranks(self._host)[0], group=self._host)
+        return heard[0]
 
     def share(self, tokens: torch.Tensor) -> torch.Tensor:
         """The first rank's tensor, in place of this one; contiguous, of equal shape and dtype everywhere."""

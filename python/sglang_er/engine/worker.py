@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.managers.utils import GenerationBatchResult
 
-from sglang_er import kernels
 from sglang_er.config import from_env
-from sglang_er.engine import compat, forward, rows, seeding, standard_rows
+from sglang_er.engine import compat, forward, kernel_table, rows, seeding, standard_rows
 from sglang_er.engine.controller import Controller
 from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
-from sglang_er.engine.identity import measured_on
+from sglang_er.engine.identity import device_name, measured_on
 from sglang_er.engine.provenance import Provenance
 from sglang_er.engine.ranks import Ranks
 from sglang_er.engine.sampler import DraftedChain, StepSampler
@@ -26,6 +25,7 @@ from sglang_er.engine.stats import LaunchedStep, StepStats
 from sglang_er.engine.step_state import step_state
 from sglang_er.engine.target_graphs import TargetGraphs
 from sglang_er.engine.weight_sync import WeightSync
+from sglang_er.kernels import registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,9 @@ class EfficientRolloutWorker(WorkerBase):
         self.device = target_worker.device
         self.speculative_num_steps = self.config.gamma_max
         self.speculative_num_draft_tokens = self.config.gamma_max + 1
+        self.ranks = Ranks(*ADAPTER.tensor_parallel_groups())
         if self.device != "cpu":  # tries them, which must not happen while a graph is recorded
+            kernel_table.install(self.config.kernel_table, device_name(str(self.device)), self.ranks)
             logger.info("sglang-er: kernels: %s", self._kernels(torch.device(self.device).type))
         self.target_graphs = TargetGraphs(self.model_runner)
         self._records = self.device == "cuda" and bool(ADAPTER.decode_graphs())
@@ -66,7 +68,6 @@ class EfficientRolloutWorker(WorkerBase):
             graph_runners.prepare(self.model_runner, self.config.gamma_max)
         # Before the KV pool is sized, so that its profiling sees the packed weights.
         self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
-        self.ranks = Ranks(*ADAPTER.tensor_parallel_groups())
         self.drafter = make_drafter(self.model_runner, self.twin, self.config, self.ranks)
         engine = measured_on(self.model_runner, self.ranks.count)
         self.controller = Controller(self.config, engine, self.ranks, self.device == "cpu")
@@ -83,8 +84,9 @@ class EfficientRolloutWorker(WorkerBase):
     def _kernels(self, device: str) -> str:
         """Who computes which op of a draft pass."""
         dtypes = {"sample_rows": torch.float32, "verify_chain": torch.float32}
-        ops = ("quantize_pack", "w4a16_linear", "paged_attention", "softmax_rows", "sample_rows", "verify_chain")
-        chosen = {op: kernels.active_implementation(op, device, dtypes.get(op, self.model_runner.dtype)) for op in ops}
+        ops = ["quantize_pack", "w4a16_linear", "paged_attention", "kv_shadow_store"]
+        ops += ["softmax_rows", "sample_rows", "verify_chain"]
+        chosen = {op: registry.describe(op, device, dtypes.get(op, self.model_runner.dtype)) for op in ops}
         return ", ".join(f"{op} {name}" for op, name in chosen.items())
 
     # -- what the scheduler asks of a speculative worker ---------------------------------------------------------

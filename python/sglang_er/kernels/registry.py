@@ -7,6 +7,10 @@ never, and what none of them serves is done by the reference, which is said once
 
 ``SGLANG_ER_KERNELS``, or an argument, names who may compute: ``auto``, or names in the order of preference, as in
 ``cuda,triton,reference``.
+
+Among several that may, a table of measured times (``use_table``) picks the fastest for the sizes of a call, for ops of
+the draft side alone (``size_classes.py`` says which and why). Sizes that are not in it, other devices than GPUs, and
+calls that name an implementation keep the order.
 """
 
 from __future__ import annotations
@@ -22,12 +26,16 @@ from typing import Any
 import torch
 
 from sglang_er.kernels import proven, self_test
+from sglang_er.kernels.dispatch_table import DispatchTable
+from sglang_er.kernels.size_classes import CLASSES, At
 
 logger = logging.getLogger(__name__)
 
 REFERENCE = "reference"
 AUTO = "auto"
 ENVIRONMENT = "SGLANG_ER_KERNELS"
+MOST_CHOICES = 1 << 16
+"""Sizes remembered for an op; further ones are looked up each time."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Implementation:
 
 
 _implementations: dict[str, list[Implementation]] = {}
+_table: DispatchTable | None = None
 
 
 def register(op: str, implementation: Implementation) -> None:
@@ -52,6 +61,7 @@ def register(op: str, implementation: Implementation) -> None:
         raise ValueError(f"{op}: implementation {implementation.name!r} is registered twice")
     known.append(implementation)
     candidates.cache_clear()
+    _choices.cache_clear()
 
 
 def later(module: str, function: str) -> Callable[..., Any]:
@@ -128,9 +138,57 @@ def resolve(op: str, device: str, dtype: torch.dtype, names: str | None = None) 
     return candidates(op, device, dtype, names)[0]
 
 
+class _Choices:
+    """Candidates of an op in the order of their times, for each size that was asked for: found once, then the same."""
+
+    def __init__(self, op: str, table: DispatchTable, order: tuple[Implementation, ...]) -> None:
+        self._op, self._table, self._order = op, table, order
+        self._at = CLASSES[op].at
+        self._known: dict[At, tuple[Implementation, ...]] = {}
+
+    def of(self, arguments: tuple[Any, ...]) -> tuple[Implementation, ...]:
+        at = self._at(*arguments)
+        if at is None:
+            return self._order
+        return self._known.get(at) or self._find(at)
+
+    def _find(self, at: At) -> tuple[Implementation, ...]:
+        by_name = {entry.name: entry for entry in self._order}
+        first = [by_name[name] for name in self._table.fastest(self._op, at, by_name)]
+        found = (*first, *(entry for entry in self._order if entry not in first))
+        if len(self._known) < MOST_CHOICES:
+            self._known[at] = found
+        return found
+
+
+def use_table(table: DispatchTable) -> None:
+    """From here on, for the life of the process: CUDA graphs hold what was chosen when they were recorded. Raises
+    RuntimeError if another table is in use."""
+    global _table
+    if _table is not None and _table != table:
+        raise RuntimeError("another kernel table is in use: a process keeps its first one, start a new process")
+    _table = table
+    _choices.cache_clear()
+
+
+def table_in_use() -> DispatchTable | None:
+    return _table
+
+
+@functools.cache
+def _choices(op: str, device: str, dtype: torch.dtype) -> _Choices | None:
+    """None where the table has nothing to choose."""
+    if _table is None or op not in _table.ops or device == "cpu" or str(dtype) != f"torch.{_table.dtype}":
+        return None
+    order = candidates(op, device, dtype)
+    return _Choices(op, _table, order) if len(order) > 1 else None
+
+
 def run(op: str, device: str, dtype: torch.dtype, names: str | None, *arguments: Any) -> None:
     """Computes ``op`` with the first implementation that takes these arguments."""
     asked = candidates(op, device, dtype, names)
+    if _table is not None and names is None and (choices := _choices(op, device, dtype)) is not None:
+        asked = choices.of(arguments)
     for entry in asked:
         if entry.serves is None or entry.serves(*arguments):
             entry.function(*arguments)
@@ -139,5 +197,15 @@ def run(op: str, device: str, dtype: torch.dtype, names: str | None, *arguments:
 
 
 def active_implementation(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """Name of the implementation that a call of ``op`` with this device and dtype asks first."""
+    """Name of the implementation that a call of ``op`` with this device and dtype asks first, but for a table."""
     return resolve(op, torch.device(device).type, dtype).name
+
+
+def describe(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """Who computes ``op``: the implementation that is asked first, and what the table says of the sizes it has."""
+    kind = torch.device(device).type
+    order = [entry.name for entry in candidates(op, kind, dtype)]
+    if _table is None or _choices(op, kind, dtype) is None or not (wins := _table.winners(op, order)):
+        return order[0]
+    ranked = ", ".join(f"{name} at {wins[name]}" for name in order if name in wins)
+    return f"{order[0]} (by table {ranked} sizes)"

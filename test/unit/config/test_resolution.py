@@ -96,6 +96,7 @@ OPTIONS = {
     "provenance": st.sampled_from(["off", "request", "all"]),
     "cpu_threads": st.integers(1, 64),
     "kernels": st.sampled_from(["auto", "reference"]),
+    "kernel_table": st.text("abc/._", min_size=1),
     "executor": st.sampled_from(["native", "wrapped"]),
     "kv_shadow": st.sampled_from(["auto", "off", "int8", "int4"]),
     "kv_shadow_from": st.integers(0, 100_000),

@@ -23,9 +23,10 @@ def test_ranks_with_different_clocks(tmp_path: Path, together: bool) -> None:
 def test_one_rank_needs_nobody() -> None:
     assert ALONE.agreed(3) == 3
     assert ALONE.seconds(0.5) == 0.5
+    assert ALONE.told("text") == "text"
 
 
 def test_the_first_rank_is_believed_unless_another_cannot_draft(tmp_path: Path) -> None:
     multiprocessing.spawn(exchange, args=(str(tmp_path),), nprocs=RANKS)
     for rank in range(RANKS):
-        assert (tmp_path / f"heard{rank}").read_text() == repr([3, 0, 0, 0.25, [1, 2], (rank == 0, False)])
+        assert (tmp_path / f"heard{rank}").read_text() == repr([3, 0, 0, 0.25, "text of 0", [1, 2], (rank == 0, False)])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sglang_er import kernels
-from sglang_er.kernels import registry
+from sglang_er.kernels import dispatch_table, registry
 from sglang_er.kernels.cpu import loader
 
 VERSION_HEADER = Path(__file__).parents[3] / "csrc/include/sglang_er/version.h"
@@ -163,6 +163,119 @@ def test_arguments_that_one_does_not_serve_go_to_the_next(several):
     assert asked == ["second", "third"]
     with pytest.raises(TypeError, match="served by none of second"):
         registry.run("op", "cuda", torch.float32, "second", 8)
+
+
+class Sized:
+    """Arguments of `w4a16_linear` as far as the registry looks at them."""
+
+    def __init__(self, rows: int) -> None:
+        self.shape = (rows, 4096)
+        self.out_features = self.in_features = 4096
+        self.group_size = 128
+
+
+@pytest.fixture
+def linear(monkeypatch):
+    """`w4a16_linear` with three implementations for a GPU, and who of them was called; no table yet."""
+    asked: list[str] = []
+
+    def entry(name: str, **options) -> registry.Implementation:
+        dtypes = frozenset({torch.bfloat16, torch.float32})
+        return registry.Implementation(name, "cuda", dtypes, lambda *_: asked.append(name), **options)
+
+    known = [entry("cuda", serves=lambda x, *_: x.shape[0] < 64), entry("triton"), entry("unproven", proven=False)]
+    known.append(dataclasses.replace(entry("reference"), device=None))
+    monkeypatch.setattr(registry, "_implementations", {"w4a16_linear": known, "other": list(known)})
+    monkeypatch.setattr(registry, "_table", None)
+    monkeypatch.setattr(registry.self_test, "problem", lambda *_: None)
+    registry.candidates.cache_clear(), registry._choices.cache_clear()
+    yield asked
+    monkeypatch.undo()
+    registry.candidates.cache_clear(), registry._choices.cache_clear()
+
+
+def timed(**by_rows: dict[str, float]) -> dispatch_table.DispatchTable:
+    """`rows_N={implementation: us}`"""
+    cells = {(int(rows.split("_")[1]), 4096, 4096): times for rows, times in by_rows.items()}
+    ops = {"w4a16_linear": {"group 128": cells}}
+    return dispatch_table.DispatchTable("GPU", "key", "bfloat16", "abc", "2026-12-01", ops)
+
+
+TABLE = timed(
+    rows_1={"cuda": 1.0, "triton": 2.0, "unproven": 0.5},
+    rows_4={"cuda": 2.0, "triton": 1.0},
+    rows_64={"cuda": 1.0, "triton": 2.0},
+)
+
+
+def linear_call(rows: int, dtype: torch.dtype = torch.bfloat16, names: str | None = None, device: str = "cuda") -> None:
+    registry.run("w4a16_linear", device, dtype, names, Sized(rows), Sized(rows), None, None)
+
+
+def test_a_table_picks_the_fastest_for_the_size(linear):
+    registry.use_table(TABLE)
+    for rows in (1, 4, 3, 20, 1):
+        linear_call(rows)
+    assert linear == ["cuda", "triton", "triton", "cuda", "cuda"]  # 20 rows are not in it
+
+
+def test_the_fastest_that_does_not_serve_is_followed_by_the_next(linear):
+    registry.use_table(TABLE)
+    linear_call(64)
+    assert linear == ["triton"]
+
+
+def test_the_table_is_about_gpus_its_dtype_its_ops_and_calls_that_name_nobody(linear):
+    registry.use_table(TABLE)
+    linear_call(4, dtype=torch.float32)
+    linear_call(4, names="cuda")
+    linear_call(4, names="cuda,triton")
+    registry.run("other", "cuda", torch.bfloat16, None, Sized(4), Sized(4), None, None)
+    assert linear == ["cuda"] * 4
+    linear_call(4, device="cpu")
+    assert linear[4:] == ["reference"]
+
+
+def test_what_the_environment_names_is_chosen_from(linear, monkeypatch):
+    monkeypatch.setenv("SGLANG_ER_KERNELS", "unproven,triton,cuda")
+    registry.use_table(TABLE)
+    for rows in (1, 4):
+        linear_call(rows)
+    assert linear == ["unproven", "triton"]
+
+
+def test_a_choice_is_found_once(linear, monkeypatch):
+    searched = []
+    fastest = dispatch_table.DispatchTable.fastest
+    monkeypatch.setattr(
+        dispatch_table.DispatchTable, "fastest", lambda self, *rest: searched.append(rest) or fastest(self, *rest)
+    )
+    registry.use_table(TABLE)
+    for _ in range(3):
+        linear_call(4)
+    assert len(searched) == 1 and linear == ["triton"] * 3
+    monkeypatch.setattr(registry, "MOST_CHOICES", 1)
+    for _ in range(2):
+        linear_call(1)
+    assert len(searched) == 3 and linear[3:] == ["cuda"] * 2  # forgotten, found again, the same
+
+
+def test_a_process_keeps_its_first_table(linear):
+    """CUDA graphs hold what was chosen when they were recorded."""
+    registry.use_table(TABLE)
+    registry.use_table(dataclasses.replace(TABLE))  # an equal one
+    with pytest.raises(RuntimeError, match="another kernel table is in use"):
+        registry.use_table(dataclasses.replace(TABLE, commit="other"))
+    assert registry.table_in_use() == TABLE
+
+
+def test_who_computes_is_said_with_the_table(linear):
+    assert registry.describe("w4a16_linear", "cuda", torch.bfloat16) == "cuda"
+    registry.use_table(TABLE)
+    shown = registry.describe("w4a16_linear", "cuda", torch.bfloat16)
+    assert shown == "cuda (by table cuda at 2, triton at 1 sizes)"
+    assert registry.describe("other", "cuda", torch.bfloat16) == "cuda"
+    assert registry.describe("w4a16_linear", "cpu", torch.bfloat16) == "reference"
 
 
 def test_every_triton_module_is_there():

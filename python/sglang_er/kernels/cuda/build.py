@@ -75,7 +75,7 @@ def _nvcc_version(nvcc: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def _files(spec: Spec) -> list[Path]:
+def files_of(spec: Spec) -> list[Path]:
     """The library's sources and, recursively, what they include of ours."""
     root = sources()
     found: dict[Path, None] = {}
@@ -103,7 +103,7 @@ def source_key(spec: Spec, arch: Arch) -> str:
     """Hash of what this package puts into the library; a prebuilt one must have the same."""
     digest = hashlib.sha256()
     root = sources()
-    for path in _files(spec):
+    for path in files_of(spec):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     for fact in (*_own_flags(spec, arch), metadata.version("apache-tvm-ffi")):
         digest.update(fact.encode() + b"\0")

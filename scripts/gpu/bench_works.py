@@ -1,0 +1,177 @@
+"""What section `bench_kernels` times: calls of an op on memory that rotates, by label, with the sizes that the table of
+measured times and the simulator compute with (`at`: as `kernels/size_classes.py` names them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+
+from sglang_er import kernels
+from sglang_er.bench.linear import Layer, clone
+from sglang_er.kernels import KvShadow, registry, size_classes
+from sglang_er.kernels.chain_ops import verify_chain
+
+from . import clock
+
+GROUP = 128
+DTYPE = torch.bfloat16
+TORCH = "torch"
+EXACT_NEWEST = 32
+GAMMA = 3
+SHADOW_BITS = 4
+# Query tokens a request, bits of the shadow.
+ATTENTION = {"decode": (1, 0), "decode int4": (1, SHADOW_BITS), "verify 4": (4, 0)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Calls on different memory, the bytes that one of them reads and writes at least, and what else is recorded."""
+
+    runs: Sequence[clock.Run]
+    nbytes: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Heads:
+    query: int
+    kv: int
+    dim: int
+
+
+Make = Callable[[str, str], dict[str, Work]]  # (implementation, device) -> label -> work
+
+
+def linear(op: str, layer: Layer, batches: Sequence[int], name: str, device: str) -> dict[str, Work]:
+    weight = torch.randn(layer.rows, layer.cols, device=device).mul_(0.02).bfloat16()
+    if op == "bf16_linear":
+        weights: list[Any] = [weight.clone() for _ in range(clock.copies_for(weight.nbytes, device))]
+        nbytes = weight.nbytes
+    else:
+        packed = kernels.quantize_pack(weight, GROUP, implementation=registry.REFERENCE)
+        weights = [clone(packed) for _ in range(clock.copies_for(packed.nbytes, device))]
+        nbytes = packed.nbytes
+    found = {}
+    for batch in batches:
+        x = torch.randn(batch, layer.cols, device=device).bfloat16()
+        out = x.new_empty(batch, layer.rows)
+        if name == TORCH:
+            runs: list[clock.Run] = [partial(functional.linear, x, w) for w in weights]
+        else:
+            runs = [partial(getattr(kernels, op), x, w, None, out, implementation=name) for w in weights]
+        facts = {"M": batch, "at": size_classes.linear(batch, layer.rows, layer.cols, GROUP)}
+        found[f"M={batch}"] = Work(runs, nbytes + x.nbytes + out.nbytes, facts)
+    return found
+
+
+def pack(layer: Layer, name: str, device: str) -> dict[str, Work]:
+    weight = torch.randn(layer.rows, layer.cols, device=device).bfloat16()
+    weights = [weight.clone() for _ in range(clock.copies_for(weight.nbytes, device))]
+    out = kernels.PackedWeight.empty(layer.rows, layer.cols, GROUP, weight.dtype, device)
+    runs = [partial(kernels.quantize_pack, w, GROUP, out=out, implementation=name) for w in weights]
+    facts = {"at": size_classes.packing(layer.rows, layer.cols, GROUP)}
+    return {"": Work(runs, weight.nbytes + out.nbytes, facts)}
+
+
+def attention(
+    heads: Heads, requests: int, context: int, labels: Sequence[str], name: str, device: str
+) -> dict[str, Work]:
+    """Of `ATTENTION`: decode without and with an int4 shadow, verify of four tokens without."""
+    kv_heads, dim = heads.kv, heads.dim
+    slots = requests * context
+    copies = clock.copies_for(slots * kv_heads * dim, device)  # bytes of the shadow
+    pools = []
+    for _ in range(copies):
+        keys, values = (torch.randn(slots, kv_heads, dim, device=device).bfloat16() for _ in range(2))
+        shadow = KvShadow.empty(slots, kv_heads, dim, dim, SHADOW_BITS, device)
+        every = torch.arange(slots, device=device)
+        kernels.kv_shadow_store(keys, values, every, shadow, implementation=registry.REFERENCE)
+        pools.append((keys, values, shadow))
+    table = torch.randperm(slots, device=device).to(torch.int32).view(requests, context)
+    rows = torch.arange(requests, device=device)
+    lens = torch.full((requests,), context, device=device)
+    valid = torch.ones(slots, dtype=torch.uint8, device=device)
+    pool_bytes, shadow_bytes = pools[0][0].nbytes * 2, pools[0][2].nbytes
+    found = {}
+    for label in labels:
+        queries, bits = ATTENTION[label]
+        q = torch.randn(requests * queries, heads.query, dim, device=device).bfloat16()
+        out, begin = torch.empty_like(q), torch.arange(requests + 1, device=device) * queries
+        runs: list[clock.Run] = [
+            partial(
+                kernels.paged_attention,
+                *(q, keys, values, table, rows, begin, lens),
+                **({"shadow": shadow, "valid": valid, "exact_newest": EXACT_NEWEST} if bits else {}),
+                scale=dim**-0.5,
+                out=out,
+                implementation=name,
+            )
+            for keys, values, shadow in pools
+        ]
+        facts: dict[str, Any] = {"context": context, "kv_bytes": pool_bytes}
+        if queries == 1:
+            facts["at"] = size_classes.attention(requests, heads.query, kv_heads, dim, bits)
+        found[label] = Work(runs, (shadow_bytes if bits else pool_bytes) + q.nbytes + out.nbytes, facts)
+    return found
+
+
+def store(heads: Heads, counts: Sequence[int], name: str, device: str) -> dict[str, Work]:
+    kv_heads, dim = heads.kv, heads.dim
+    found = {}
+    for count in counts:
+        read = 2 * count * kv_heads * dim * 2
+        slots_in_all = max(4 * count, clock.copies_for(read, device) * count)
+        keys, values = (torch.randn(slots_in_all, kv_heads, dim, device=device).bfloat16() for _ in range(2))
+        shadow = KvShadow.empty(slots_in_all, kv_heads, dim, dim, SHADOW_BITS, device)
+        order = torch.randperm(slots_in_all, device=device)
+        runs: list[clock.Run] = [
+            partial(kernels.kv_shadow_store, keys, values, part.contiguous(), shadow, implementation=name)
+            for part in order.split(count)
+            if len(part) == count
+        ]
+        facts = {"at": size_classes.storing(count, kv_heads, dim, SHADOW_BITS)}
+        found[f"{count} slots"] = Work(runs, read + shadow.nbytes * count // slots_in_all, facts)
+    return found
+
+
+def softmax(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
+    found = {}
+    for rows, cols in sizes:
+        logits = torch.randn(rows, cols, device=device)
+        out, warmth = torch.empty_like(logits), torch.ones(rows, device=device)
+        copies = [logits.clone() for _ in range(clock.copies_for(logits.nbytes, device))]
+        runs = [partial(kernels.softmax_rows, c, warmth, out, implementation=name) for c in copies]
+        found[f"{rows}x{cols}"] = Work(runs, logits.nbytes + out.nbytes)
+    return found
+
+
+def sample(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
+    found = {}
+    for rows, cols in sizes:
+        weights = torch.randn(rows, cols, device=device).mul_(3).softmax(-1)
+        coins = torch.rand(rows, dtype=torch.float64, device=device)
+        copies = [weights.clone() for _ in range(clock.copies_for(weights.nbytes, device))]
+        runs = [partial(kernels.sample_rows, c, coins, implementation=name) for c in copies]
+        found[f"{rows}x{cols}"] = Work(runs, weights.nbytes)
+    return found
+
+
+def chain(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
+    """At worst a row of p and one of q are read; the drafts' own probabilities are single values."""
+    found = {}
+    for rows, cols in sizes:
+        p = torch.randn(rows, GAMMA + 1, cols, device=device).mul_(3).softmax(-1)
+        q = p[:, :GAMMA].flip(0).contiguous()
+        drafts = q.argmax(-1)
+        coins = torch.rand(rows, GAMMA + 1, dtype=torch.float64, device=device)
+        accept, resample = coins[:, :GAMMA], coins[:, GAMMA].contiguous()
+        copies = [(p.clone(), q.clone()) for _ in range(clock.copies_for(p.nbytes + q.nbytes, device))]
+        runs = [partial(verify_chain, a, b, drafts, accept, resample, implementation=name) for a, b in copies]
+        found[f"{rows}x{cols}"] = Work(runs, 2 * rows * cols * p.element_size())
+    return found
