@@ -6,6 +6,7 @@ T_cycle = g * T_draft(B, S) + T_verify(B, S, g) otherwise. All in seconds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -58,6 +59,14 @@ class PrivateKv:
         return self._seconds * (batch - 1) * context
 
 
+class Constant(NamedTuple):
+    """One that costs were computed with. `source`: measured, when and with which commit, or estimated."""
+
+    name: str
+    value: str
+    source: str
+
+
 class Cycle(NamedTuple):
     """Every draft length at one batch size and context. `seconds[g]`: the whole step with g drafts."""
 
@@ -67,12 +76,13 @@ class Cycle(NamedTuple):
 
 
 class StepTable:
-    """Costs as the simulator asks for them: all draft lengths at once, each question answered once."""
+    """Costs as the simulator asks for them: all draft lengths at once, each question answered once. `constants`: what
+    the costs rest on, where a reader should be told."""
 
-    def __init__(self, costs: StepCosts, gamma_max: int) -> None:
+    def __init__(self, costs: StepCosts, gamma_max: int, constants: Sequence[Constant] = ()) -> None:
         if not 0 <= gamma_max <= costs.gamma_max:
             raise ValueError(f"--gamma-max {gamma_max}: {costs.name} knows draft lengths from 0 to {costs.gamma_max}")
-        self.costs, self.gamma_max = costs, gamma_max
+        self.costs, self.gamma_max, self.constants = costs, gamma_max, list(constants)
         self._known: dict[tuple[int, int], Cycle] = {}
 
     def at(self, batch: int, context: float) -> Cycle:

@@ -4,7 +4,9 @@ A forward of `rows` tokens is its linear layers, its attention and a fixed part:
 
   linear     (memory^p + compute^p)^(1/p),  memory  = weights * bytes per weight / (bandwidth * share)
                                             compute = 2 * weights * rows / (FLOPs * share)
-             p large: the larger of the two; small: both add up, because a kernel overlaps them badly
+             p large: the larger of the two; small: both add up, because a kernel overlaps them badly.
+             Where the share was measured at some numbers of rows, memory alone with that share, between them in log
+             space; beyond the last one the formula, scaled to meet it there
   attention  max(KV bytes / (bandwidth * share), FLOPs / (FLOPs * share))
   fixed      seconds per layer (launches, norms, rotary embedding), and per verify (accepting, bookkeeping)
 
@@ -16,9 +18,12 @@ device.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
+
+import numpy as np
 
 from sglang_er.models.sizes import public_size
 from sglang_er.models.tiny import Shape
@@ -44,6 +49,24 @@ class Linear:
     bandwidth: float
     flops: float
     p: float
+    measured: tuple[tuple[int, float], ...] = ()  # (rows, share of the bandwidth that the weights were read at), rising
+
+    def seconds(self, memory: float, compute: float, rows: float) -> float:
+        """`memory`, `compute`: seconds at the machine's full bandwidth and FLOPs; `compute` grows with the rows."""
+        if not self.measured:
+            return self._formula(memory, compute)
+        last, share = self.measured[-1]
+        if rows <= last:
+            return memory / self._share(rows)
+        return memory / share * self._formula(memory, compute) / self._formula(memory, compute * last / rows)
+
+    def _formula(self, memory: float, compute: float) -> float:
+        parts = memory / self.bandwidth, compute / self.flops
+        return max(parts) if math.isinf(self.p) else sum(part**self.p for part in parts) ** (1 / self.p)
+
+    def _share(self, rows: float) -> float:
+        points = [math.log2(known) for known, _ in self.measured]
+        return float(np.interp(math.log2(max(rows, 1)), points, [share for _, share in self.measured]))
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,7 @@ class Device:
     layer_seconds: float
     verify_seconds: float
     sources: str
+    draft_layer_seconds: float | None = None  # of the draft pass; None: as any other
 
 
 # Where the figures come from is in each preset's `sources`. Fixed seconds per layer on a GPU: 12 us of a
@@ -145,25 +169,34 @@ class RooflineCosts:
         self._qk = 4 * shape.layers * shape.query_heads * shape.head_dim  # FLOPs per token and token of context
 
     def plain(self, batch: int, context: float) -> float:
-        return self._pass(self.device.target, BF16_BYTES, batch, context, 1, 1.0)
+        return self._pass(self.device.target, BF16_BYTES, batch, context, 1, 1.0, self.device.layer_seconds)
 
     def draft(self, batch: int, context: float) -> float:
-        return self._pass(self.device.drafter, W4_BYTES, batch, context, 1, self.device.draft_attention)
+        device = self.device
+        fixed = device.layer_seconds if device.draft_layer_seconds is None else device.draft_layer_seconds
+        return self._pass(device.drafter, W4_BYTES, batch, context, 1, device.draft_attention, fixed)
 
     def verify(self, batch: int, context: float, gamma: int) -> float:
-        one = self._pass(self.device.target, BF16_BYTES, batch, context, gamma + 1, 1.0)
-        return one + self.device.verify_seconds
+        device = self.device
+        one = self._pass(device.target, BF16_BYTES, batch, context, gamma + 1, 1.0, device.layer_seconds)
+        return one + device.verify_seconds
 
     def _pass(
-        self, linear: Linear, bytes_per_weight: float, batch: int, context: float, tokens: int, kv_speed: float
+        self,
+        linear: Linear,
+        bytes_per_weight: float,
+        batch: int,
+        context: float,
+        tokens: int,
+        kv_speed: float,
+        fixed: float,
     ) -> float:
-        device = self.device
-        memory = self._weights * bytes_per_weight / (device.bandwidth * linear.bandwidth)
-        compute = 2 * self._weights * batch * tokens / (device.flops * linear.flops)
+        device, rows = self.device, batch * tokens
+        memory = self._weights * bytes_per_weight / device.bandwidth
+        compute = 2 * self._weights * rows / device.flops
         read = batch * context * self._kv * BF16_BYTES / (device.bandwidth * device.attention * kv_speed)
-        attend = batch * tokens * context * self._qk / (device.flops * device.target.flops)
-        layers = (memory**linear.p + compute**linear.p) ** (1 / linear.p)
-        return layers + max(read, attend) + self.shape.layers * device.layer_seconds
+        attend = rows * context * self._qk / (device.flops * device.target.flops)
+        return linear.seconds(memory, compute, rows) + max(read, attend) + self.shape.layers * fixed
 
     def paper_constants(self) -> Roofline:
         """What the paper's rule would be told: its drafter keeps the output matrix in bf16, its c_* are not known."""

@@ -16,7 +16,7 @@ SHOWN = 5  # draft lengths in the table's histogram
 
 
 def text(plan: Plan, samples: Samples, gains: Mapping[str, Any] | None) -> str:
-    lines = [*_head(plan, samples), ""]
+    lines = [*_head(plan, samples), *_constants(plan), ""]
     header = ("policy", "makespan s", "saved vs ar", "vs oracle", "tokens/s", "latency s", "accept", "steps by gamma")
     rows = [_row(samples, name) for name in samples]
     lines += table([header, *rows])
@@ -40,6 +40,17 @@ def _head(plan: Plan, samples: Samples) -> list[str]:
         f"work       {requests:.0f} requests, {tokens / requests:.0f} tokens each on average ({plan.lengths.text}), "
         f"prompt {plan.prompt}, {plan.arrivals.text()}, at most {plan.engine.max_running} at once",
         f"alpha      {mean}{change}, concentration {acceptance.concentration:g}",
+    ]
+
+
+def _constants(plan: Plan) -> list[str]:
+    known = plan.table.constants
+    rows = [(f"{constant.name}:", constant.value, constant.source) for constant in known]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)] if rows else []
+    titles = ["constants", *[""] * len(rows)]
+    return [
+        f"{title:11}{name:{widths[0]}} {value:{widths[1]}}  {source}"
+        for title, (name, value, source) in zip(titles, rows)
     ]
 
 
@@ -117,7 +128,11 @@ def to_json(plan: Plan, samples: Samples, gains: Mapping[str, Any] | None, about
     acceptance, engine = plan.acceptance, plan.engine
     return {
         **about,
-        "costs": {"name": plan.table.costs.name, "gamma_max": plan.table.gamma_max},
+        "costs": {
+            "name": plan.table.costs.name,
+            "gamma_max": plan.table.gamma_max,
+            "constants": [constant._asdict() for constant in plan.table.constants],
+        },
         "workload": {
             "lengths": plan.lengths.text,
             "requests": plan.requests,

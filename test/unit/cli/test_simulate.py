@@ -75,9 +75,9 @@ def test_waves_and_a_wrong_start_up_reach_the_policy(tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "choose one of --sweep and --preset"),
-        (["--sweep", "a", "--preset", "h100"], "choose one of --sweep and --preset"),
-        (["--sweep", "a100-qwen2.5-7b", "--model", "7b"], "--model goes with --preset"),
+        ([], "choose one of --sweep, --preset and --gpu"),
+        (["--sweep", "a", "--preset", "h100"], "choose one of --sweep, --preset and --gpu"),
+        (["--sweep", "a100-qwen2.5-7b", "--model", "7b"], "--model goes with --preset and --gpu"),
         (["--preset", "h100", "--private-kv", "1"], "--private-kv goes with --sweep"),
         (["--sweep", "a100-qwen2.5-7b", "--private-kv", "-1"], "--private-kv must be at least 0"),
         (["--sweep", "none.csv"], "--sweep none.csv: no such file"),
