@@ -1,6 +1,6 @@
-"""Section `bench_kernels`: seconds of every implementation at the layer sizes of Qwen2.5-7B, what torch takes for the
-same, and the share of the bandwidth of a large copy; then further sizes and models, for the table of measured times
-(`sglang-er kernel-table`). Cells: one op, one implementation, one layer or shape.
+"""Section `bench_kernels`: seconds of every implementation at the layer sizes of Qwen2.5-7B and of Qwen3-30B-A3B's
+experts, what torch takes for the same, and the share of the bandwidth of a large copy; then further sizes and models,
+for the table of measured times (`sglang-er kernel-table`). Cells: one op, one implementation, one layer or shape.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ TABLE_DECODES = tuple((requests, context) for requests in BATCHES for context in
 DRY_TABLE_DECODES = ((1, 64),)
 HEADS, OTHER_HEADS, DRY_HEADS = Heads(28, 4, 128), Heads(32, 8, 128), Heads(4, 1, 64)
 STORED, DRY_STORED = (64, 1024, 16384), (8,)
+# Outputs, inner size, experts and choices of Qwen3-30B-A3B, and tokens.
+MIXTURE, DRY_MIXTURE = (2048, 768, 128, 8), (128, 64, 4, 2)
+ROUTED, DRY_ROUTED = (1, 4, 16, 64), (1, 4)
 SAMPLED, DRY_SAMPLED = ((1, 152064), (16, 152064), (64, 152064)), ((2, 512),)
 
 
@@ -49,6 +52,7 @@ def cells(options: Options) -> Sequence[Cell]:
         found += _decode(heads, requests, context, list(ATTENTION), device)
     sizes = DRY_SAMPLED if dry else SAMPLED
     for op, make in (
+        ("w4a16_experts", partial(bench_works.experts, DRY_MIXTURE if dry else MIXTURE, DRY_ROUTED if dry else ROUTED)),
         ("kv_shadow_store", partial(bench_works.store, heads, DRY_STORED if dry else STORED)),
         ("softmax_rows", partial(bench_works.softmax, sizes)),
         ("sample_rows", partial(bench_works.sample, sizes)),

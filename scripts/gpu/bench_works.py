@@ -79,6 +79,33 @@ def pack(layer: Layer, name: str, device: str) -> dict[str, Work]:
     return {"": Work(runs, weight.nbytes + out.nbytes, facts)}
 
 
+def experts(sizes: tuple[int, int, int, int], tokens: Sequence[int], name: str, device: str) -> dict[str, Work]:
+    """Bytes: of the experts that the tokens name, each once. Every call has weights and choices of its own."""
+    outputs, inner, count, choices = sizes
+    shapes = ((count * 2 * inner, outputs), (count * outputs, inner))
+    packed = [
+        kernels.quantize_pack(
+            torch.randn(shape, device=device).mul_(0.02).bfloat16(), GROUP, implementation=registry.REFERENCE
+        )
+        for shape in shapes
+    ]
+    of_one = sum(weight.nbytes for weight in packed) // count
+    found = {}
+    for batch in tokens:
+        x = torch.randn(batch, outputs, device=device).bfloat16()
+        out, weights = torch.empty_like(x), torch.rand(batch, choices, device=device)
+        runs: list[clock.Run] = []
+        used = 0
+        copies = clock.copies_for(of_one * min(count, batch * choices), device)
+        for _ in range(copies):
+            chosen = torch.rand(batch, count, device=device).argsort(-1)[:, :choices].to(torch.int32)
+            used += chosen.unique().numel()
+            both = (clone(weight) for weight in packed)
+            runs.append(partial(kernels.w4a16_experts, x, *both, chosen, weights, out, implementation=name))
+        found[f"T={batch}"] = Work(runs, used * of_one // copies + x.nbytes + out.nbytes)
+    return found
+
+
 def attention(
     heads: Heads, requests: int, context: int, labels: Sequence[str], name: str, device: str
 ) -> dict[str, Work]:

@@ -1,4 +1,4 @@
-"""The cases of every op: shapes of Qwen2.5's layers, and odd ones.
+"""The cases of every op: shapes of Qwen2.5's layers and of Qwen3-30B-A3B's experts, and odd ones.
 
 A new op gets a maker in `kernel_makers.py` and a list here; who computes the cases comes from the registry
 (`kernels.py`).
@@ -50,6 +50,22 @@ def _w4_cases(op: str, small: bool) -> list[Case]:
 
 def _name(m: int, n: int, k: int, group: int, dtype: torch.dtype, bias: torch.dtype | None) -> str:
     return f"M={m} {n}x{k} g{group} {NAMES[dtype]}" + ("" if bias is None else f" bias {NAMES[bias]}")
+
+
+def _experts_cases(small: bool) -> list[Case]:
+    """Qwen3-30B-A3B's experts, and odd ones."""
+    qwen = (2048, 768, 128)
+    if small:
+        made = [(3, (48, 40, 4), 2, 32, dtype) for dtype in (BF16, FP16, FP32)] + [(9, (32, 24, 3), 1, 64, BF16)]
+    else:
+        made = [(tokens, qwen, 8, 128, BF16) for tokens in (1, 2, 7, 16, 64, 128, 300)]
+        made += [(33, (176, 72, 5), 2, group, dtype) for group in (32, 64, 96) for dtype in (BF16, FP16, FP32)]
+        made += [(150, (1040, 200, 3), 1, 128, BF16), (64, (2048, 768, 16), 8, 128, FP16)]
+    named = [
+        (f"T={t} {o}x{i} {n} experts, {k} each, g{g} {NAMES[d]}", partial(makers.w4a16_experts, t, (o, i, n), k, g, d))
+        for t, (o, i, n), k, g, d in made
+    ]
+    return _listed("w4a16_experts", named)
 
 
 def _quantize_cases(small: bool) -> list[Case]:
@@ -142,6 +158,7 @@ _CASES: dict[str, Callable[[bool], list[Case]]] = {
     "sample_rows": _sample_cases,
     "softmax_rows": _softmax_cases,
     "verify_chain": _chain_cases,
+    "w4a16_experts": _experts_cases,
     "w4a16_linear": partial(_w4_cases, "w4a16_linear"),
     "w4a8_linear": partial(_w4_cases, "w4a8_linear"),
 }

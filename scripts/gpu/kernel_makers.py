@@ -117,6 +117,28 @@ def w4_linear(
     return Prepared(call, lambda: guarded.error(truth), TOLERANCE[dtype])
 
 
+def w4a16_experts(
+    tokens: int, sizes: tuple[int, int, int], choices: int, group: int, dtype: torch.dtype, draw: Draw
+) -> Prepared:
+    """`sizes`: outputs, inner size, number of experts; of the choices, the last token's first is another rank's."""
+    outputs, inner, count = sizes
+    gate_up, down = (
+        kernels.quantize_pack(draw.weight(rows, cols).mul_(cols**-0.5), group, implementation=REFERENCE)
+        for rows, cols in ((count * 2 * inner, outputs), (count * outputs, inner))
+    )
+    x = draw.normal(tokens, outputs + 8, dtype=dtype)[:, :outputs]
+    experts = torch.rand(tokens, count, generator=draw.generator).argsort(-1)[:, :choices].to(draw.device, torch.int32)
+    experts[-1, 0] = -1
+    weights = torch.rand(tokens, choices, generator=draw.generator).to(draw.device)
+    truth = kernels.w4a16_experts(x.double(), gate_up, down, experts, weights, implementation=REFERENCE)
+    guarded = Guarded(tokens, outputs, dtype, draw.device)
+
+    def call(implementation: str) -> None:
+        kernels.w4a16_experts(x, gate_up, down, experts, weights, guarded.poison(), implementation=implementation)
+
+    return Prepared(call, lambda: guarded.error(truth), TOLERANCE[dtype])
+
+
 def bf16_linear(m: int, n: int, k: int, dtype: torch.dtype, bias: torch.dtype | None, draw: Draw) -> Prepared:
     weight, x = draw.weight(n, k, dtype), draw.normal(m, k + 8, dtype=dtype)[:, :k]
     added = None if bias is None else draw.normal(n, dtype=bias)

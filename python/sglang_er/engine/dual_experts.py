@@ -1,20 +1,18 @@
 """The twin's experts: a second, packed precision for SGLang's fused mixture-of-experts layers, chosen by the switch.
 
-All experts of a layer are one packed weight, expert after expert, remade in one pass. Which experts a batch needs is
-read on the host, so this is for CPUs: on a GPU a draft pass must not wait for the device, and experts stay exact until
-a grouped kernel reads these buffers.
+All experts of a layer are one packed weight, expert after expert, remade in one pass. On a GPU they are quantized where
+a kernel of ours reads these buffers: plain torch would compute every expert for every token, exact ones are faster.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
-from torch.nn.functional import silu
 
 from sglang_er import kernels
+from sglang_er.kernels import registry
 from sglang_er.kernels.base import ROW_BLOCK
 
 if TYPE_CHECKING:
@@ -39,7 +37,9 @@ class DualPrecisionExperts(UnquantizedFusedMoEMethod):
         if not self.twin.drafting:
             return self.inner.apply(layer, dispatch_output)
         weights, experts, *_ = dispatch_output.topk_output
-        out = mixture(dispatch_output.hidden_states, weights, experts, self.gate_up, self.down, layer.num_local_experts)
+        x = dispatch_output.hidden_states
+        # Experts below 0 are another rank's; that SGLang adds the ranks' results is as it is for exact experts.
+        out = kernels.w4a16_experts(x, self.gate_up.packed, self.down.packed, experts, weights)
         return StandardCombineInput(hidden_states=out)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
@@ -47,36 +47,16 @@ class DualPrecisionExperts(UnquantizedFusedMoEMethod):
         self.twin.policy_changed()
 
 
-def mixture(
-    x: torch.Tensor,
-    weights: torch.Tensor,
-    experts: torch.Tensor,
-    gate_up: PackedLinear,
-    down: PackedLinear,
-    count: int,
-) -> torch.Tensor:
-    """x [T, H], weights and experts [T, k] -> [T, H]: sum over k of weight * down(silu(gate(x)) * up(x)) of that expert
-    out of `count`, in fp32; experts below 0 are another rank's."""
-    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    first, second = (packed.packed.out_features // count for packed in (gate_up, down))
-    for expert in experts.unique().tolist():
-        if expert < 0:
-            continue
-        token, choice = (experts == expert).nonzero(as_tuple=True)
-        both = kernels.w4a16_linear(x[token], gate_up.packed.rows(expert * first, first))
-        gate, up = both.chunk(2, dim=-1)
-        result = kernels.w4a16_linear(silu(gate) * up, down.packed.rows(expert * second, second))
-        out.index_add_(0, token, result.float() * weights[token, choice, None].float())
-    return out.to(x.dtype)
-
-
 def refusal(layer: Any) -> str | None:
-    """Why the experts of a FusedMoE stay exact; None where they are quantized."""
+    """Why the experts of a FusedMoE stay exact in the twin; None where they are quantized."""
     method, config, weight = layer.quant_method, layer.moe_runner_config, getattr(layer, "w13_weight", None)
     if type(method) is not UnquantizedFusedMoEMethod or weight is None or weight.dim() != 3:
         return type(method).__name__
     if weight.device.type != "cpu":
-        return "no kernel for experts on a GPU"
+        if not registry.has_kernel("w4a16_experts", weight.device, weight.dtype):
+            return "no kernel is seen correct on a GPU: --er-kernels cuda,triton,reference tries one"
+        if not method.runner.runner_backend.is_triton() or getattr(method, "w13_swiglu_interleaved", False):
+            return "weights in the layout of another runner: --moe-runner-backend triton"
     if config.activation != "silu" or config.gemm1_alpha is not None or config.apply_router_weight_on_input:
         return f"activation {config.activation}"
     if getattr(layer, "w13_weight_bias", None) is not None:

@@ -6,6 +6,7 @@ from sglang_er.kernels.attention_ops import kv_shadow_store, paged_attention
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.chain_ops import verify_chain
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
+from sglang_er.kernels.expert_ops import w4a16_experts
 from sglang_er.kernels.kv_shadow import KvShadow
 from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a8_linear, w4a16_linear
 from sglang_er.kernels.registry import active_implementation
@@ -29,5 +30,6 @@ __all__ = [
     "supported_isas",
     "verify_chain",
     "w4a8_linear",
+    "w4a16_experts",
     "w4a16_linear",
 ]

@@ -184,6 +184,14 @@ def _choices(op: str, device: str, dtype: torch.dtype) -> _Choices | None:
     return _Choices(op, _table, order) if len(order) > 1 else None
 
 
+def has_kernel(op: str, device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether something faster than plain torch is asked first: for whoever does without an op rather than wait."""
+    kind, names = torch.device(device).type, os.environ.get(ENVIRONMENT) or AUTO
+    if names == AUTO and not any(entry.device == kind and entry.proven for entry in implementations(op)):
+        return False
+    return resolve(op, kind, dtype).name != REFERENCE
+
+
 def run(op: str, device: str, dtype: torch.dtype, names: str | None, *arguments: Any) -> None:
     """Computes ``op`` with the first implementation that takes these arguments."""
     asked = candidates(op, device, dtype, names)

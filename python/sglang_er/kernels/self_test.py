@@ -20,6 +20,7 @@ from sglang_er.kernels.reference.quantize_pack import quantize_pack
 from sglang_er.kernels.reference.sample_rows import sample_rows
 from sglang_er.kernels.reference.softmax_rows import softmax_rows
 from sglang_er.kernels.reference.verify_chain import verify_chain
+from sglang_er.kernels.reference.w4a16_experts import w4a16_experts
 from sglang_er.kernels.reference.w4a16_linear import w4a16_linear
 
 Function = Callable[..., Any]
@@ -105,6 +106,25 @@ def _w4a16_linear(function: Function, draw: _Draw) -> str | None:
         w4a16_linear(x, packed, bias, truth)
         if found := _near(result, truth):
             return f"{rows} rows: {found}"
+    return None
+
+
+def _w4a16_experts(function: Function, draw: _Draw) -> str | None:
+    count, outputs, inner = 3, 80, 72
+    gate_up, down = (
+        PackedWeight.empty(*size, 64, draw.dtype, draw.device)
+        for size in ((count * 2 * inner, outputs), (count * outputs, inner))
+    )
+    for weight in (gate_up, down):
+        quantize_pack(draw.normal(*weight.shape), weight)
+    for choices in ([[1, 0]], [[1, 0], [-1, 1], [1, 2], *[[0, -1]] * 20], [[1, 1]] * 9):  # -1: another rank's
+        experts = torch.tensor(choices, dtype=torch.int32, device=draw.device)
+        x, weights = draw.normal(len(choices), outputs), draw.normal(*experts.shape, dtype=torch.float32)
+        result, truth = torch.empty_like(x), torch.empty_like(x)
+        function(x, gate_up, down, experts, weights, _poisoned(result))
+        w4a16_experts(x, gate_up, down, experts, weights, truth)
+        if found := _near(result, truth):
+            return f"{len(choices)} rows: {found}"
     return None
 
 
@@ -201,6 +221,7 @@ _CASES: dict[str, Callable[[Function, _Draw], str | None]] = {
     "quantize_pack": _quantize_pack,
     "dequantize": _dequantize,
     "w4a16_linear": _w4a16_linear,
+    "w4a16_experts": _w4a16_experts,
     "kv_shadow_store": _kv_shadow_store,
     "paged_attention": _paged_attention,
     "softmax_rows": _softmax_rows,

@@ -21,6 +21,7 @@ from sglang_er.kernels import registry
 
 CONTEXT = Context(Options(Path(), dry_run=True))
 NAME = "spoilt"
+LINEAR = ("w4a16_linear", "w4a8_linear", "bf16_linear")
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_the_reference_itself_passes(op: str, spoilt):
     assert found["passed"], found
 
 
-@pytest.mark.parametrize("op", ["w4a16_linear", "w4a8_linear", "bf16_linear", "softmax_rows", "paged_attention"])
+@pytest.mark.parametrize("op", [*LINEAR, "w4a16_experts", "softmax_rows", "paged_attention"])
 def test_one_wrong_element_fails(op: str, spoilt):
     def spoil(reference: Callable[..., None], *arguments: Any) -> None:
         reference(*arguments)

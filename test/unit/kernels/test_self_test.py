@@ -18,6 +18,7 @@ OPS = (
     "sample_rows",
     "softmax_rows",
     "verify_chain",
+    "w4a16_experts",
     "w4a16_linear",
 )
 DTYPES = {"sample_rows": (torch.float32,), "verify_chain": (torch.float32,)}
@@ -63,6 +64,7 @@ def first_bit(tensor: torch.Tensor) -> None:
         ("verify_chain", lambda arguments: arguments[-2][1, 0].add_(1)),
         ("verify_chain", lambda arguments: arguments[-1][3].sub_(1)),
         ("softmax_rows", lambda arguments: arguments[-1][2, 4999].add_(0.01)),
+        ("w4a16_experts", lambda arguments: arguments[-1][0, 79].mul_(1.5).add_(30)),
         ("w4a16_linear", lambda arguments: arguments[-1][-1, -1].mul_(1.5).add_(0.5)),
     ],
 )

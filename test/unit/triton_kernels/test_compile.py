@@ -22,11 +22,11 @@ def compiled(*arguments: str) -> list[str]:
 
 def test_one_of_each_kernel_for_sm_90a():
     lines = compiled()
-    assert len(lines) >= 13
+    assert len(lines) >= 16
     assert all(re.search(r"REG:\d+ STACK:\d+ SHARED:\d+", line) for line in lines), lines
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("arch", ["80", "90", "100"])
 def test_every_specialization(arch: str):
-    assert len(compiled("--all", "--arch", arch)) > 80
+    assert len(compiled("--all", "--arch", arch)) > 100

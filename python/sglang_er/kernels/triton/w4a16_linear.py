@@ -1,19 +1,11 @@
 """out[M, N] = x[M, K] @ W[N, K].T + bias[N], W int4, x bf16, fp16 or fp32, fp32 accumulation.
 
-Layout: csrc/include/sglang_er/packed_weight.h. A program makes 32 outputs for a block of rows of x. A group is cut
-into chunks of at most 128 inputs of one scale; a step takes 8 chunks, one a warp, as the batch of a batched product.
-Bits 4i and 16 + 4i of a word are neighbours k, k+1, so the words of a chunk, joined by halves, are four tiles whose
-inputs lie side by side, with no shuffle of nibbles. In a chunk sum x W = scale * sum(level x) + zero * sum(x); the
-second sum is a product with ones, which puts it where the first one is.
-
-Few outputs and many inputs: the steps are split between programs, whose sums a second launch adds in order. The split
-and the order depend on the weight's shape alone, so a row's result depends neither on other rows nor on their number.
+A program makes 32 outputs for a block of rows of x (`w4_tile.py` has the arithmetic and its accuracy). Few outputs and
+many inputs: the steps are split between programs, whose sums a second launch adds in order. The split and the order
+depend on the weight's shape alone, so a row's result depends neither on other rows nor on their number.
 
 Bound: the packed weight is read once for each block of rows (8, 16 or 32; blocks of one weight tile run side by side
 and share it in L2), so the goal is sustained read bandwidth; x is read again by every program, from L2.
-
-Accuracy: levels are exact, products exact in fp32 for 16-bit x. For x below 2**112 the error is at most
-2**-19 * sum_k |x_k| (15 scale + |zero|), plus rounding to x's dtype.
 """
 
 from __future__ import annotations
@@ -25,35 +17,12 @@ import triton
 import triton.language as tl
 
 from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.triton.w4_tile import INTERPRETED, SLOTS, chunk_words, steps_of, tile_product
 
 BLOCK_N = 32  # smaller: x is read too often; larger: too few programs for N = 3584
-SLOTS = 8  # chunks a step, and warps
 REDUCE_BLOCK = 512
 _MULTIPROCESSORS = 132  # H100, H200; fixed, so that other GPUs split alike
 _MIN_STEPS = 2  # a shorter split saves less than the second launch costs
-# The interpreter has no bf16 arithmetic: it multiplies the same values in fp32, where they are exact too.
-_INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def _levels(nibbles: tl.tensor, like: tl.tensor, UPCAST: tl.constexpr) -> tl.tensor:
-    """Integers 0..15 in the type of `like`: the mantissa of 128 + q or 1024 + q, less that offset (exact)."""
-    if like.dtype == tl.float32:
-        return nibbles.to(tl.float32)
-    elif like.dtype == tl.float16:
-        return (nibbles | 0x6400).to(tl.uint16).to(tl.float16, bitcast=True) - 1024.0
-    else:
-        shifted = (nibbles | 0x4300).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-        if UPCAST:
-            shifted = shifted.to(tl.float32)
-        return shifted - 128.0
-
-
-@triton.jit
-def _add_halves(total: tl.tensor, HALF: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr) -> tl.tensor:
-    """total[:HALF] + total[HALF:]; tl.sum would leave the order to the tile's shape, and so to the number of rows."""
-    first, second = tl.split(tl.permute(tl.reshape(total, (2, HALF, BLOCK_N, BLOCK_M)), (1, 2, 3, 0)))
-    return first + second
 
 
 @triton.jit
@@ -79,10 +48,6 @@ def linear_kernel(
     HAS_BIAS: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    WORDS: tl.constexpr = GROUP // 8
-    CHUNKS: tl.constexpr = (WORDS + CHUNK_WORDS - 1) // CHUNK_WORDS
-    WIDTH: tl.constexpr = 2 * CHUNK_WORDS
-
     # Blocks of rows of one weight tile are neighbours in time.
     program = tl.program_id(0)
     row_blocks = tl.cdiv(M, BLOCK_M)
@@ -90,63 +55,24 @@ def linear_kernel(
     program = program // row_blocks
     split = program % SPLITS
     n = (program // SPLITS) * BLOCK_N + tl.arange(0, BLOCK_N)
-
-    groups = tl.cdiv(K, GROUP)
-    block, lane = n // 16, n % 16
-    n_live = n < tl.cdiv(N, 16) * 16
     m_live = m < M
-    word = tl.arange(0, CHUNK_WORDS)
-    column = tl.arange(0, WIDTH)
-    slot = tl.arange(0, SLOTS)
-    x_rows = x + m.to(tl.int64) * x_stride
-    tile_words = packed + (block * groups * (WORDS * 16) + lane)
-    tile_scales = scales_zeros + (block * groups * 32 + lane)
-
-    total = tl.zeros((SLOTS, BLOCK_N, BLOCK_M), tl.float32)
-    for step in range(split * steps, (split + 1) * steps):
-        chunk = step * SLOTS + slot
-        group = chunk // CHUNKS
-        first = (chunk % CHUNKS) * CHUNK_WORDS
-        live = group < groups
-        in_group = first[:, None] + word
-        words = tl.load(
-            tile_words[None, :, None] + (group[:, None] * (WORDS * 16) + in_group * 16)[:, None, :],
-            mask=(live[:, None] & (in_group < WORDS))[:, None, :] & n_live[None, :, None],
-            other=0,
-        )
-        scale_at = tile_scales[None, :] + group[:, None] * 32
-        scale_live = live[:, None] & n_live[None, :]
-        scale = tl.load(scale_at, mask=scale_live, other=0.0).to(tl.float32)
-        zero = tl.load(scale_at + 16, mask=scale_live, other=0.0).to(tl.float32)
-
-        product = tl.zeros((SLOTS, BLOCK_N, BLOCK_M), tl.float32)
-        sums = tl.zeros((SLOTS, 16, BLOCK_M), tl.float32)
-        offset = 2 * first[:, None] + column
-        for position in tl.static_range(4):
-            k = (group * GROUP + position * (GROUP // 4))[:, None] + offset
-            k_live = live[:, None] & (offset < GROUP // 4) & (k < K)
-            values = tl.load(
-                x_rows[None, None, :] + k[:, :, None],
-                mask=k_live[:, :, None] & m_live[None, None, :],
-                other=0.0,
-            )
-            low = (words >> (4 * position)) & 15
-            high = (words >> (16 + 4 * position)) & 15
-            levels = _levels(tl.reshape(tl.join(low, high), (SLOTS, BLOCK_N, WIDTH)), values, UPCAST)
-            if UPCAST:
-                values = values.to(tl.float32)
-            product = tl.dot(levels, values, product, input_precision="ieee")
-            ones = tl.full((SLOTS, 16, WIDTH), 1.0, values.dtype)
-            sums = tl.dot(ones, values, sums, input_precision="ieee")
-        # All 16 rows of sums are equal.
-        x_sum = tl.sum(tl.where(tl.arange(0, 16)[None, :, None] == 0, sums, 0.0), axis=1)
-        total = tl.fma(scale[:, :, None], product, total)
-        total = tl.fma(zero[:, :, None], x_sum[:, None, :], total)
-
-    total = _add_halves(total, SLOTS // 2, BLOCK_N, BLOCK_M)
-    total = _add_halves(total, SLOTS // 4, BLOCK_N, BLOCK_M)
-    total = _add_halves(total, SLOTS // 8, BLOCK_N, BLOCK_M)
-    result = tl.reshape(total, (BLOCK_N, BLOCK_M))
+    result = tile_product(
+        x + m.to(tl.int64) * x_stride,
+        m_live,
+        packed,
+        scales_zeros,
+        n,
+        n < tl.cdiv(N, 16) * 16,
+        K,
+        split * steps,
+        (split + 1) * steps,
+        GROUP,
+        CHUNK_WORDS,
+        BLOCK_M,
+        BLOCK_N,
+        SLOTS,
+        UPCAST,
+    )
     if HAS_BIAS:
         result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     at = out + split * split_stride + m.to(tl.int64)[None, :] * out_stride + n[:, None]
@@ -178,15 +104,9 @@ def reduce_kernel(
     tl.store(out + m * out_stride + n, result.to(out.dtype.element_ty), mask=live)
 
 
-def chunk_words(group_size: int) -> int:
-    """Words of a chunk, a power of two; 8 is the least that a product takes (16 inputs)."""
-    return min(16, max(8, triton.next_power_of_2(group_size // 8)))
-
-
 def split_steps(out_features: int, in_features: int, group_size: int) -> tuple[int, int]:
     """(splits, steps of a split) for a weight, whatever x is."""
-    chunks = triton.cdiv(group_size // 8, chunk_words(group_size))
-    steps = triton.cdiv(triton.cdiv(in_features, group_size) * chunks, SLOTS)
+    steps = steps_of(in_features, group_size)
     tiles = triton.cdiv(out_features, BLOCK_N)
     splits = max(1, min(_MULTIPROCESSORS // tiles, steps // _MIN_STEPS))
     each = triton.cdiv(steps, splits)
@@ -234,7 +154,7 @@ def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
         SLOTS=SLOTS,
         SPLITS=splits,
         HAS_BIAS=bias is not None and splits == 1,
-        UPCAST=_INTERPRETED and x.dtype == torch.bfloat16,
+        UPCAST=INTERPRETED and x.dtype == torch.bfloat16,
         num_warps=SLOTS,
         num_stages=stages,
     )
