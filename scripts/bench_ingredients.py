@@ -4,7 +4,7 @@
 
 One server without and one with a quantized lm_head; in each, activations and the KV shadow are switched while it runs.
 The same requests under as many drafts a step, one setting after the other; alpha is accepted over verified drafts. On a
-GPU give `--flags` what its server needs; activations are exact there, and the shadow needs draft graphs.
+GPU give `--flags` what its server needs and `--activations exact`; the shadow needs draft graphs there.
 """
 
 from __future__ import annotations
@@ -38,20 +38,22 @@ def main() -> int:
     parser.add_argument("--shape", default="tiny", help="a made model (%(default)s)")
     parser.add_argument("--model-path", type=Path, help="a checkpoint in place of it")
     parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--output", type=int, default=OUTPUT, metavar="TOKENS", help="of a request (%(default)s)")
+    parser.add_argument("--activations", default=",".join(ACTIVATIONS), help="which of them (%(default)s)")
     parser.add_argument("--flags", default="", help="more flags of the server")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     progress = Progress(sys.stderr)
     model = args.model_path or cached_model(args.shape, "qwen3", progress)
     task = prompts.knows_the_task(card_of(model))
-    requests = prompts.make_requests([OUTPUT] * args.requests, INPUT, task_text=task, seed=0)
+    requests = prompts.make_requests([args.output] * args.requests, INPUT, task_text=task, seed=0)
     before, rows = machine.look(), []
     for head in HEADS:
         flags = ["--max-total-tokens", "16384", "--er-quantize-lm-head", str(head).lower(), *shlex.split(args.flags)]
         port = launcher.choose_port(None)
         log = cache_dir() / "logs" / f"ingredients-{port}.log"
         with launcher.running_server(model, port, log, flags) as server:
-            for activations, shadow in product(ACTIVATIONS, SHADOWS):
+            for activations, shadow in product(args.activations.split(","), SHADOWS):
                 named = {"lm_head": "int4" if head else "exact", "activations": activations, "kv": shadow}
                 progress.update(", ".join(f"{key} {value}" for key, value in named.items()))
                 chosen = {"draft_activations": activations, "kv_shadow": shadow, "kv_shadow_from": 0}
@@ -59,7 +61,7 @@ def main() -> int:
                 policy = {"policy": "fixed", "gamma": GAMMA, **chosen}
                 block, _ = measure.run_jobs(server.client, policy, jobs, AT_ONCE)
                 rows.append({**named, **acceptance(block.steps)})
-    print(f"{model.name}: {args.requests} requests of {OUTPUT} tokens, {GAMMA} drafts a step, weights int4")
+    print(f"{model.name}: {args.requests} requests of {args.output} tokens, {GAMMA} drafts a step, weights int4")
     print("lm_head  activations  KV    alpha            accept length")
     for row in rows:
         print(

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "test"))
 
-NAMES = ("build", "kernels", "exact", "bench_kernels", "rollout", "longtail", "baselines", "timeline")
+NAMES = ("build", "kernels", "exact", "bench_kernels", "rollout", "longtail", "ingredients", "baselines", "timeline")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,11 +59,23 @@ def main() -> int:
     if args.dry_run:
         # Before anybody imports triton: its kernels then run on CPU tensors. Servers start without it.
         os.environ["TRITON_INTERPRET"] = "1"
-    from gpu import baselines, bench_kernels, build, exact, kernels, longtail, records, rollouts, sections, timeline
+    from gpu import (
+        baselines,
+        bench_kernels,
+        build,
+        exact,
+        ingredients,
+        kernels,
+        longtail,
+        records,
+        rollouts,
+        sections,
+        timeline,
+    )
     from gpu.servers import Servers
     from gpu.worker import Worker
 
-    every = (build, kernels, exact, bench_kernels, rollouts, longtail, baselines, timeline)
+    every = (build, kernels, exact, bench_kernels, rollouts, longtail, ingredients, baselines, timeline)
     by_name = {module.SECTION.name: module.SECTION for module in every}
     identity = records.identity(args.dry_run, args.commit)
     if not args.dry_run and identity.device == "cpu":

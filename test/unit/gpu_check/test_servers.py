@@ -15,7 +15,7 @@ from support.server import Server
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 
-from gpu import longtail, rollouts, servers
+from gpu import ingredients, longtail, rollouts, servers
 from gpu.sections import Options, Skip
 from gpu.servers import KINDS, Servers, flags_of
 
@@ -32,6 +32,8 @@ def test_sglang_knows_every_flag():
         args = parser.parse_args(["--model-path", "model", *flags])
         assert args.device == "cuda" and args.attention_backend == "triton"
         assert args.speculative_draft_model_path in (None, "model")
+    plain = [flag for flag in ingredients.SERVER_FLAGS if flag not in ("--er-draft-graphs", "eager")]
+    assert parser.parse_args(["--model-path", "model", *plain]).disable_cuda_graph
 
 
 def test_exactness_is_checked_without_graphs_unless_they_are_asked_for():
