@@ -278,6 +278,19 @@ def test_who_computes_is_said_with_the_table(linear):
     assert registry.describe("w4a16_linear", "cpu", torch.bfloat16) == "reference"
 
 
+def test_plain_torch_is_no_kernel(several, monkeypatch, caplog):
+    """Who would do without an op rather than wait is told so, and no log says that plain torch is used."""
+    monkeypatch.setattr(registry.self_test, "problem", lambda *_: None)
+    assert registry.has_kernel("op", "cuda", torch.float32)
+    several[:] = [dataclasses.replace(entry, proven=False) for entry in several]
+    for choice, served in ((None, False), ("first,reference", True), ("reference,first", False)):
+        if choice is not None:
+            monkeypatch.setenv("SGLANG_ER_KERNELS", choice)
+        registry.candidates.cache_clear()
+        assert registry.has_kernel("op", "cuda", torch.float32) == served
+    assert not caplog.text
+
+
 def test_every_triton_module_is_there():
     """They are imported at first use only."""
     for op in registry.ops():
