@@ -21,10 +21,11 @@ from bench_kernels import Run, interleaved, machine, rotate
 from torch.nn.functional import scaled_dot_product_attention
 
 from sglang_er import kernels
+from sglang_er.kernels.kv_shadow import ShadowFormat
 
 
-def shadow_of(keys: torch.Tensor, values: torch.Tensor, bits: int) -> kernels.KvShadow:
-    shadow = kernels.KvShadow.empty(*keys.shape, values.shape[2], bits)
+def shadow_of(keys: torch.Tensor, values: torch.Tensor, format: ShadowFormat) -> kernels.KvShadow:
+    shadow = kernels.KvShadow.empty(*keys.shape, values.shape[2], format)
     kernels.kv_shadow_store(keys, values, torch.arange(len(keys)), shadow)
     return shadow
 
@@ -69,8 +70,8 @@ def candidates(context: int, queries: int, heads: tuple[int, int, int], footprin
     found = {"read": rotate([read(request) for request in everyone])}
     slots = table.long()
     found["sdpa"] = rotate([partial(sdpa, q, keys, values, slots[request], mask) for request in everyone])
-    for name, bits in (("bf16", 0), ("int8", 8), ("int4", 4)):
-        shadow = shadow_of(keys, values, bits) if bits else None
+    for name in ("bf16", "int8", "int4"):
+        shadow = None if name == "bf16" else shadow_of(keys, values, name)
         found[name] = rotate([paged(request, shadow) for request in everyone])
     return found
 

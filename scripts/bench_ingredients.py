@@ -24,6 +24,12 @@ GAMMA, INPUT, OUTPUT, AT_ONCE = 5, 128, 128, 8
 HEADS = (False, True)
 ACTIVATIONS = ("exact", "int8")
 SHADOWS = ("off", "int8", "int4")
+ON_GPUS = ("fp8",)
+
+
+def shadows(device: str) -> tuple[str, ...]:
+    """What `kv_shadow` may be there."""
+    return SHADOWS if device == "cpu" else SHADOWS + ON_GPUS
 
 
 def acceptance(steps: Steps) -> dict[str, float]:
@@ -53,7 +59,8 @@ def main() -> int:
         port = launcher.choose_port(None)
         log = cache_dir() / "logs" / f"ingredients-{port}.log"
         with launcher.running_server(model, port, log, flags) as server:
-            for activations, shadow in product(args.activations.split(","), SHADOWS):
+            device = server.client.send("GET", "/server_info").json()["device"]
+            for activations, shadow in product(args.activations.split(","), shadows(device)):
                 named = {"lm_head": "int4" if head else "exact", "activations": activations, "kv": shadow}
                 progress.update(", ".join(f"{key} {value}" for key, value in named.items()))
                 chosen = {"draft_activations": activations, "kv_shadow": shadow, "kv_shadow_from": 0}

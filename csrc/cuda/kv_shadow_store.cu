@@ -1,14 +1,15 @@
 // Quantizes slots of a KV pool into its shadow (kv_shadow.h has the layout and the formulas).
 //
-// keys, values [slots, kv_heads, dim] bf16 or fp16, slots any distance apart; int8 takes any dim that is a
-// multiple of 8 up to 256, int4 multiples of 32. One warp a vector: a key or a value of one slot and head. A
-// lane holds 2, 4 or 8 neighbours (rotation.h), so a vector is one load and one store a lane, and the
+// keys, values [slots, kv_heads, dim] bf16 or fp16, slots any distance apart; int8 and fp8 take any dim that
+// is a multiple of 8 up to 256, int4 multiples of 32. One warp a vector: a key or a value of one slot and
+// head. A lane holds 2, 4 or 8 neighbours (rotation.h), so a vector is one load and one store a lane, and the
 // transform is sums in registers and five shuffles an element. Bound: memory, 2 * dim bytes read and about
-// dim / 2 written a vector.
+// dim / 2 (int4) or dim written a vector.
 //
 // Bits of the reference: same order of additions, no contraction. A slot outside the pool is left out, since
 // the host cannot look at the list.
 #include <cuda_fp16.h>
+#include <tvm/ffi/string.h>
 
 #include <cstdint>
 #include <cstring>
@@ -38,7 +39,7 @@ struct KvShadowStoreParams {
   int64_t vectors;
   int64_t pool_slots;
   int kv_heads;
-  int bits;
+  ShadowFormat format;
   float norm;  // of the rotation of keys
 };
 
@@ -121,16 +122,15 @@ __global__ void __launch_bounds__(kBlockWarps* kWarpLanes)
   for (int distance = kWarpLanes / 2; distance > 0; distance /= 2)
     largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, distance));
 
-  const ShadowRule rule = params.bits == 8 ? kInt8Rule : kInt4Rule;
-  const uint16_t scale = shadow_scale_bits(largest, rule);
+  const uint16_t scale = shadow_scale_bits(largest, params.format);
   const float inverse = shadow_inverse_scale(scale);
   if (lane == 0) part.scales[index] = scale;
   int levels[E];
 #pragma unroll
-  for (int i = 0; i < E; ++i) levels[i] = shadow_level(x[i], inverse, rule);
+  for (int i = 0; i < E; ++i) levels[i] = shadow_level(x[i], inverse, params.format);
 
-  uint8_t* out = part.shadow + index * (dim * params.bits / 8);
-  if (params.bits == 8) {
+  uint8_t* out = part.shadow + index * level_bytes_of(dim, params.format);
+  if (params.format != ShadowFormat::kInt4) {
     if (inside) store_bytes<E>(out + lane * E, level_bytes<E>(levels));
   } else if (part.rotated) {
     if (inside) store_bytes<E / 2>(out + lane * (E / 2), key_nibbles<E>(levels));
@@ -157,17 +157,18 @@ void launch(const KvShadowStoreParams& params, cudaStream_t stream) {
   }
 }
 
-Part checked_part(const TensorView& pool, const TensorView& shadow, const TensorView& scales, int bits,
-                  bool rotated, int lane_bytes) {
+Part checked_part(const TensorView& pool, const TensorView& shadow, const TensorView& scales,
+                  ShadowFormat format, bool rotated, int lane_bytes) {
   const DLDevice device = pool.device();
   for (const TensorView& tensor : {pool, shadow, scales}) check_on(tensor, device);
   const int64_t slots = pool.size(0), heads = pool.size(1), dim = pool.size(2);
   SGLANG_ER_CHECK(pool.stride(2) == 1 && (heads == 1 || pool.stride(1) == dim),
                   "slots of the pool must be contiguous");
-  SGLANG_ER_CHECK(dim > 0 && dim <= kMaxVectorDim && dim % (bits == 4 ? kInt4DimMultiple : 8) == 0,
-                  "dimensions must be multiples of 8 (int4: 32), at most 256");
+  SGLANG_ER_CHECK(
+      dim > 0 && dim <= kMaxVectorDim && dim % (format == ShadowFormat::kInt4 ? kInt4DimMultiple : 8) == 0,
+      "dimensions must be multiples of 8 (int4: 32), at most 256");
   SGLANG_ER_CHECK(shadow.IsContiguous() && shadow.dtype().bits == 8 && aligned(shadow.data_ptr(), 16) &&
-                      shadow.numel() == slots * heads * dim * bits / 8,
+                      shadow.numel() == slots * heads * level_bytes_of(static_cast<int>(dim), format),
                   "the shadow does not fit the pool");
   SGLANG_ER_CHECK(scales.IsContiguous() && is_type(scales, kDLBfloat, 16) && scales.numel() == slots * heads,
                   "the shadow's scales do not fit the pool");
@@ -182,13 +183,20 @@ Part checked_part(const TensorView& pool, const TensorView& shadow, const Tensor
           static_cast<uint16_t*>(scales.data_ptr())};
 }
 
-void kv_shadow_store(TensorView keys, TensorView values, TensorView slots, int64_t bits,
+ShadowFormat format_named(const tvm::ffi::String& name) {
+  if (name == "int8") return ShadowFormat::kInt8;
+  if (name == "int4") return ShadowFormat::kInt4;
+  SGLANG_ER_CHECK(name == "fp8", "the format must be int8, int4 or fp8");
+  return ShadowFormat::kFp8;
+}
+
+void kv_shadow_store(TensorView keys, TensorView values, TensorView slots, tvm::ffi::String format_name,
                      TensorView shadow_keys, TensorView shadow_values, TensorView key_scales,
                      TensorView value_scales) {
   const DLDevice device = keys.device();
   check_on(values, device);
   check_on(slots, device);
-  SGLANG_ER_CHECK(bits == 4 || bits == 8, "bits must be 4 or 8");
+  const ShadowFormat format = format_named(format_name);
   SGLANG_ER_CHECK(keys.ndim() == 3 && values.ndim() == 3 && keys.size(1) > 0 &&
                       values.size(0) == keys.size(0) && values.size(1) == keys.size(1),
                   "keys and values must be [slots, kv_heads, dim]");
@@ -202,16 +210,15 @@ void kv_shadow_store(TensorView keys, TensorView values, TensorView slots, int64
 
   const int64_t dim = keys.size(2) > values.size(2) ? keys.size(2) : values.size(2);
   const int lane_bytes = 2 * lane_elements(static_cast<int>(dim));
-  const bool int4 = bits == 4;
-  const int width = static_cast<int>(bits);
+  const bool int4 = format == ShadowFormat::kInt4;
   const KvShadowStoreParams params{
-      {checked_part(keys, shadow_keys, key_scales, width, int4, lane_bytes),
-       checked_part(values, shadow_values, value_scales, width, false, lane_bytes)},
+      {checked_part(keys, shadow_keys, key_scales, format, int4, lane_bytes),
+       checked_part(values, shadow_values, value_scales, format, false, lane_bytes)},
       static_cast<const int64_t*>(slots.data_ptr()),
       slots.numel() * 2 * keys.size(1),
       keys.size(0),
       static_cast<int>(keys.size(1)),
-      width,
+      format,
       rotation_norm(static_cast<int>(keys.size(2)))};
   SGLANG_ER_CHECK(params.vectors / kBlockWarps < INT32_MAX, "too many slots in one call");
   const OnDevice on_device(device);

@@ -161,7 +161,7 @@ class RolloutConfig(SyncOptions):
         30.0, ge=0.0, description="time at start-up for recording verify passes, and as much for draft passes"
     )
 
-    kv_shadow: Literal["auto", "off", "int8", "int4"] = Field(
+    kv_shadow: Literal["auto", "off", "int8", "int4", "fp8"] = Field(
         "auto",
         description="quantized copy of the KV cache that the draft pass reads; auto: int4 on a CPU",
     )

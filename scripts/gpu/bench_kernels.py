@@ -119,7 +119,7 @@ def measure(op: str, name: str, make: Make, facts: Mapping[str, Any], context: C
     device = context.options.device
     rate = clock.copy_bandwidth(device)
     found: dict[str, Any] = {}
-    refusal = ""
+    not_served: dict[str, str] = {}
     with torch.inference_mode():
         for label, work in make(name, device).items():
             try:
@@ -127,7 +127,7 @@ def measure(op: str, name: str, make: Make, facts: Mapping[str, Any], context: C
             except TypeError as refused:
                 if "serve" not in str(refused):
                     raise
-                refusal = str(refused)
+                not_served[label] = str(refused)
                 continue
             found[label] = {
                 "us": round(1e6 * timed.seconds, 3),
@@ -137,7 +137,7 @@ def measure(op: str, name: str, make: Make, facts: Mapping[str, Any], context: C
                 **work.facts,
             }
     if not found:
-        raise Skip(refusal)
+        raise Skip("; ".join(sorted(set(not_served.values()))))
     shown = ", ".join(f"{label} {row['us']:.1f} us {100 * row['share_of_copy']:.0f} %" for label, row in found.items())
     return {
         "shown": shown,
@@ -148,6 +148,7 @@ def measure(op: str, name: str, make: Make, facts: Mapping[str, Any], context: C
         "kernels": source_key(),
         **facts,
         "rows": found,
+        "not_served": not_served,
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sglang_er import kernels
 from sglang_er.bench.linear import Layer, clone
 from sglang_er.kernels import KvShadow, registry, size_classes
 from sglang_er.kernels.chain_ops import verify_chain
+from sglang_er.kernels.kv_shadow import ShadowFormat
 
 from . import clock
 
@@ -24,9 +26,13 @@ DTYPE = torch.bfloat16
 TORCH = "torch"
 EXACT_NEWEST = 32
 GAMMA = 3
-SHADOW_BITS = 4
-# Query tokens a request, bits of the shadow.
-ATTENTION = {"decode": (1, 0), "decode int4": (1, SHADOW_BITS), "verify 4": (4, 0)}
+SHADOWS: tuple[ShadowFormat, ...] = ("int4", "fp8")
+# Query tokens a request, format of the shadow.
+ATTENTION: dict[str, tuple[int, ShadowFormat | None]] = {
+    "decode": (1, None),
+    **{f"decode {shadow}": (1, shadow) for shadow in SHADOWS},
+    "verify 4": (4, None),
+}
 
 
 @dataclass(frozen=True)
@@ -109,61 +115,64 @@ def experts(sizes: tuple[int, int, int, int], tokens: Sequence[int], name: str, 
 def attention(
     heads: Heads, requests: int, context: int, labels: Sequence[str], name: str, device: str
 ) -> dict[str, Work]:
-    """Of `ATTENTION`: decode without and with an int4 shadow, verify of four tokens without."""
+    """Of `ATTENTION`: decode without and with each shadow, verify of four tokens without."""
     kv_heads, dim = heads.kv, heads.dim
     slots = requests * context
     copies = clock.copies_for(slots * kv_heads * dim, device)  # bytes of the shadow
+    formats = {format for label in labels if (format := ATTENTION[label][1]) is not None}
     pools = []
     for _ in range(copies):
         keys, values = (torch.randn(slots, kv_heads, dim, device=device).bfloat16() for _ in range(2))
-        shadow = KvShadow.empty(slots, kv_heads, dim, dim, SHADOW_BITS, device)
         every = torch.arange(slots, device=device)
-        kernels.kv_shadow_store(keys, values, every, shadow, implementation=registry.REFERENCE)
-        pools.append((keys, values, shadow))
+        shadows = {format: KvShadow.empty(slots, kv_heads, dim, dim, format, device) for format in formats}
+        for shadow in shadows.values():
+            kernels.kv_shadow_store(keys, values, every, shadow, implementation=registry.REFERENCE)
+        pools.append((keys, values, shadows))
     table = torch.randperm(slots, device=device).to(torch.int32).view(requests, context)
     rows = torch.arange(requests, device=device)
     lens = torch.full((requests,), context, device=device)
     valid = torch.ones(slots, dtype=torch.uint8, device=device)
-    pool_bytes, shadow_bytes = pools[0][0].nbytes * 2, pools[0][2].nbytes
+    pool_bytes = pools[0][0].nbytes * 2
     found = {}
     for label in labels:
-        queries, bits = ATTENTION[label]
+        queries, format = ATTENTION[label]
         q = torch.randn(requests * queries, heads.query, dim, device=device).bfloat16()
         out, begin = torch.empty_like(q), torch.arange(requests + 1, device=device) * queries
         runs: list[clock.Run] = [
             partial(
                 kernels.paged_attention,
                 *(q, keys, values, table, rows, begin, lens),
-                **({"shadow": shadow, "valid": valid, "exact_newest": EXACT_NEWEST} if bits else {}),
+                **({"shadow": shadows[format], "valid": valid, "exact_newest": EXACT_NEWEST} if format else {}),
                 scale=dim**-0.5,
                 out=out,
                 implementation=name,
             )
-            for keys, values, shadow in pools
+            for keys, values, shadows in pools
         ]
         facts: dict[str, Any] = {"context": context, "kv_bytes": pool_bytes}
         if queries == 1:
-            facts["at"] = size_classes.attention(requests, heads.query, kv_heads, dim, bits)
-        found[label] = Work(runs, (shadow_bytes if bits else pool_bytes) + q.nbytes + out.nbytes, facts)
+            facts["at"] = size_classes.attention(requests, heads.query, kv_heads, dim, format)
+        nbytes = pools[0][2][format].nbytes if format else pool_bytes
+        found[label] = Work(runs, nbytes + q.nbytes + out.nbytes, facts)
     return found
 
 
 def store(heads: Heads, counts: Sequence[int], name: str, device: str) -> dict[str, Work]:
     kv_heads, dim = heads.kv, heads.dim
     found = {}
-    for count in counts:
+    for count, format in product(counts, SHADOWS):
         read = 2 * count * kv_heads * dim * 2
         slots_in_all = max(4 * count, clock.copies_for(read, device) * count)
         keys, values = (torch.randn(slots_in_all, kv_heads, dim, device=device).bfloat16() for _ in range(2))
-        shadow = KvShadow.empty(slots_in_all, kv_heads, dim, dim, SHADOW_BITS, device)
+        shadow = KvShadow.empty(slots_in_all, kv_heads, dim, dim, format, device)
         order = torch.randperm(slots_in_all, device=device)
         runs: list[clock.Run] = [
             partial(kernels.kv_shadow_store, keys, values, part.contiguous(), shadow, implementation=name)
             for part in order.split(count)
             if len(part) == count
         ]
-        facts = {"at": size_classes.storing(count, kv_heads, dim, SHADOW_BITS)}
-        found[f"{count} slots"] = Work(runs, read + shadow.nbytes * count // slots_in_all, facts)
+        facts = {"at": size_classes.storing(count, kv_heads, dim, format)}
+        found[f"{count} slots {format}"] = Work(runs, read + shadow.nbytes * count // slots_in_all, facts)
     return found
 
 

@@ -33,20 +33,23 @@ def cells(options: Options) -> Sequence[Cell]:
         Cell("fp32 greedy", partial(measure, "fp32", [greedy] * PROMPTS, 0)),
         Cell("fp32 seeded", partial(measure, "fp32", seeded, SEEDED_TIES)),
         Cell("bf16 greedy", partial(measure, "bf16", [greedy] * PROMPTS, None)),
-        Cell("fp32 greedy, KV shadow", partial(measure, "fp32", [greedy] * PROMPTS, 0, shadow=True)),
+        Cell("fp32 greedy, KV shadow", partial(measure, "fp32", [greedy] * PROMPTS, 0, shadow="int4")),
+        Cell("fp32 greedy, fp8 KV shadow", partial(measure, "fp32", [greedy] * PROMPTS, 0, shadow="fp8")),
     ]
 
 
 def measure(
-    kind: str, sampling: list[dict[str, Any]], ties: int | None, context: Context, shadow: bool = False
+    kind: str, sampling: list[dict[str, Any]], ties: int | None, context: Context, shadow: str | None = None
 ) -> dict[str, Any]:
-    """`ties`: outputs that may differ; None: all. `shadow`: drafts read the int4 copy of the KV cache."""
+    """`ties`: outputs that may differ; None: all. `shadow`: drafts read a copy of the KV cache in this format."""
     if kind != "fp32" and (context.options.url is not None or context.options.dry_run):
         raise Skip("there is one server here, and it is fp32")
+    if shadow == "fp8" and context.options.device == "cpu":
+        raise Skip("an fp8 shadow is for GPUs")
     assert context.servers is not None
     server = context.servers.get(kind)
     if shadow:
-        server.set_policy(kv_shadow="int4", kv_shadow_from=0)
+        server.set_policy(kv_shadow=shadow, kv_shadow_from=0)
     try:
         rows = compare(server, sampling)
         state = server.state()["kv_shadow"]

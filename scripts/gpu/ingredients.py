@@ -37,7 +37,7 @@ TRAIN_SECONDS, MEASURE_SECONDS = 900, 1500
 
 def cells(options: Options) -> Sequence[Cell]:
     """The weights alone, the KV shadows beside them, and the same with a quantized lm_head."""
-    ingredients = product(bench_ingredients.HEADS, bench_ingredients.SHADOWS)
+    ingredients = product(bench_ingredients.HEADS, bench_ingredients.shadows(options.device))
     return [Cell("train", train), *[Cell(_name(*which), partial(measure, *which)) for which in ingredients]]
 
 

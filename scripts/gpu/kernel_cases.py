@@ -12,6 +12,8 @@ from functools import partial
 
 import torch
 
+from sglang_er.kernels.kv_shadow import FORMATS
+
 from . import kernel_makers as makers
 from . import sampling_makers
 from .kernel_makers import BF16, FP16, FP32, Draw, Prepared
@@ -130,22 +132,20 @@ def _attention_cases(small: bool) -> list[Case]:
         dtypes = (BF16, FP32)
     named = [
         (
-            f"{label} {NAMES[d]}" + (f" shadow int{bits}" if bits else ""),
-            partial(makers.paged_attention, r, h, d, page, w, bits),
+            f"{label} {NAMES[d]}" + (f" shadow {format}" if format else ""),
+            partial(makers.paged_attention, r, h, d, page, w, format),
         )
         for label, r, h, page, w in shapes
         for d in dtypes
-        for bits in (0, 4, 8)
+        for format in (None, *FORMATS)
     ]
     return _listed("paged_attention", named)
 
 
 def _store_cases(small: bool) -> list[Case]:
     sizes = [(5, 2, 64)] if small else [(4096, 4, 128), (1, 8, 128), (333, 3, 96), (64, 2, 64)]
-    made = [(t, h, d, bits, dtype) for t, h, d in sizes for bits in (4, 8) for dtype in (BF16, FP32)]
-    named = [
-        (f"{t}x{h}x{d} int{b} {NAMES[y]}", partial(makers.kv_shadow_store, t, h, d, b, y)) for t, h, d, b, y in made
-    ]
+    made = [(t, h, d, format, dtype) for t, h, d in sizes for format in FORMATS for dtype in (BF16, FP32)]
+    named = [(f"{t}x{h}x{d} {f} {NAMES[y]}", partial(makers.kv_shadow_store, t, h, d, f, y)) for t, h, d, f, y in made]
     return _listed("kv_shadow_store", named)
 
 

@@ -13,6 +13,7 @@ from support.paged_pool import PagedPool, random_pool
 
 from sglang_er import kernels
 from sglang_er.kernels import KvShadow, PackedWeight
+from sglang_er.kernels.kv_shadow import ShadowFormat
 
 REFERENCE = "reference"
 POISON = 0xAA
@@ -198,14 +199,14 @@ def paged_attention(
     dtype: torch.dtype,
     page: int,
     window: int,
-    bits: int,
+    format: ShadowFormat | None,
     draw: Draw,
 ) -> Prepared:
-    """`bits`: of a shadow, 0 for none."""
+    """`format`: of a shadow, None for none."""
     pool = _pool(draw, requests, heads, dtype, page, window)
     options = {"scale": heads[2] ** -0.5, "window": window}
-    if bits:
-        shadow = KvShadow.empty(pool.keys.shape[0], heads[1], heads[2], heads[2], bits, draw.device)
+    if format:
+        shadow = KvShadow.empty(pool.keys.shape[0], heads[1], heads[2], heads[2], format, draw.device)
         _poison(shadow.keys, shadow.values, shadow.key_scales, shadow.value_scales)
         slots = _seen(pool)
         slots = slots[torch.rand(len(slots), generator=draw.generator).to(draw.device) < 0.9]
@@ -223,15 +224,18 @@ def paged_attention(
     return Prepared(call, lambda: relative(out, truth), ATTENTION_TOLERANCE[dtype])
 
 
-def kv_shadow_store(tokens: int, kv_heads: int, head_dim: int, bits: int, dtype: torch.dtype, draw: Draw) -> Prepared:
+def kv_shadow_store(
+    tokens: int, kv_heads: int, head_dim: int, format: ShadowFormat, dtype: torch.dtype, draw: Draw
+) -> Prepared:
     """Slots that are not named keep their bytes."""
     slots_in_all = 2 * tokens + 3
     keys, values = (draw.normal(slots_in_all, kv_heads, head_dim, dtype=dtype) for _ in range(2))
     slots = torch.randperm(slots_in_all, generator=draw.generator)[:tokens].to(draw.device)
     keys[slots[0]] = 0
+    keys[slots[1:], :, 3] *= 1000  # an outlier, which leaves fp8 small and subnormal levels
     buffers = []
     for _ in range(2):
-        shadow = KvShadow.empty(slots_in_all, kv_heads, head_dim, head_dim, bits, draw.device)
+        shadow = KvShadow.empty(slots_in_all, kv_heads, head_dim, head_dim, format, draw.device)
         buffers.append((shadow, (shadow.keys, shadow.values, shadow.key_scales, shadow.value_scales)))
     (found, found_buffers), (truth, truth_buffers) = buffers
     _poison(*truth_buffers)

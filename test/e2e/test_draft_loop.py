@@ -9,6 +9,7 @@ accepted), padding that writes a request's KV (other tokens), or another way tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support.equality import (
@@ -24,7 +25,7 @@ from support.equality import (
     whole_passes,
 )
 from support.prompts import mixed_prompts
-from support.server import Server
+from support.server import Server, running_server
 
 pytestmark = pytest.mark.server
 
@@ -95,3 +96,27 @@ def test_the_shadow_is_written_behind_every_forward(spec: Server, greedy_referen
         assert lengths["int4", cache] > 0.9 * lengths["off", cache]
     assert counts["off"] != counts["int4"]
     assert_pool_empty(spec)
+
+
+@pytest.mark.full
+def test_an_fp8_shadow_changes_no_token(
+    flat_model: Callable[[str, int], Path], greedy_reference: Reference, tmp_path: Path
+) -> None:
+    """Which is for GPUs: on a CPU plain torch alone reads it, so this server computes everything with that."""
+    prompts, expected = (part[:8] for part in greedy_reference)
+    flags = (
+        *("--dtype", "float32", "--context-length", "512", "--random-seed", "1", "--max-total-tokens", "8192"),
+        *("--er-kernels", "reference", "--er-executor", "wrapped", "--er-draft-graphs", "eager"),
+        *("--er-kv-shadow", "fp8", "--er-kv-shadow-from", "0", "--er-policy", "fixed", "--er-gamma", "5"),
+    )
+    env = {"SGLANG_ER_CPU_THREADS": "1"}
+    with running_server(flat_model("qwen3", 0), tmp_path / "fp8.log", *flags, env=env) as server:
+        replies = server.generate_all(prompts, greedy(128), concurrency=8)
+        state = server.state()
+        assert_same(ids(replies), expected, "fp8 shadow")
+        assert state["kv_shadow"]["format"] == "fp8" and state["kv_shadow"]["stored_slots"] > 500
+        assert state["forwards"]["draft_loop"] > 0 and accept_length(replies) > 1.5
+        server.fixed(3)  # waits for an idle server
+        refused = server.request("POST", "/er/policy", json={"executor": "native"})
+        assert refused.status_code == 400 and "--er-kv-shadow int8" in refused.text
+        assert server.state()["config"]["values"]["executor"] == "wrapped"

@@ -42,6 +42,7 @@ def refuse(model: Path, *flags: str, env: dict[str, str] | None = None, port: in
     [
         (("--er-gamma", "99"), {}, "choose a number from 0 to 16"),
         (("--er-group-size", "100"), {}, "choose a multiple of 32"),
+        (("--er-kv-shadow", "fp8"), {}, "on a CPU 8 bits are int8: --er-kv-shadow int8"),
         (("--er-policy", "best"), {}, "choose one of goodput, threshold, fixed, cycle"),
         ((), {"SGLANG_ER_GAMA": "3"}, "did you mean gamma?"),
         (("--er-config", "/no/such.toml"), {}, "cannot read the configuration file"),

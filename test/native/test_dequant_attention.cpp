@@ -40,13 +40,13 @@ void store_vector(const std::vector<float>& vector, int bits, bool rotated, uint
     for (float value : x[lane]) largest[lane] = std::max(largest[lane], std::abs(value));
   }
   largest = warp::reduce(largest, 1, [](float a, float b) { return std::max(a, b); });
-  const ShadowRule rule = bits == 8 ? kInt8Rule : kInt4Rule;
-  *scale = shadow_scale_bits(largest[7], rule);
+  const ShadowFormat format = bits == 8 ? ShadowFormat::kInt8 : ShadowFormat::kInt4;
+  *scale = shadow_scale_bits(largest[7], format);
   Lanes<uint64_t> bytes;
   Lanes<uint32_t> nibbles;
   for (int lane = 0; lane < 32; ++lane) {
     int levels[E];
-    for (int i = 0; i < E; ++i) levels[i] = shadow_level(x[lane][i], shadow_inverse_scale(*scale), rule);
+    for (int i = 0; i < E; ++i) levels[i] = shadow_level(x[lane][i], shadow_inverse_scale(*scale), format);
     bytes[lane] = level_bytes<E>(levels);
     nibbles[lane] = key_nibbles<E>(levels);
   }

@@ -8,6 +8,8 @@
 #include <cstdint>
 
 #include "sglang_er/bfloat16.h"
+#include "sglang_er/fp8.h"
+#include "sglang_er/kv_shadow.h"
 #include "sglang_er/macros.h"
 
 namespace sglang_er {
@@ -18,12 +20,22 @@ struct ShadowRule {
   float low;
   float high;
 };
-inline constexpr ShadowRule kInt8Rule{127.0f, 0.0f, -127.0f, 127.0f};
-inline constexpr ShadowRule kInt4Rule{8.0f, 7.5f, 0.0f, 15.0f};
 inline constexpr uint16_t kMinShadowScaleBits = 0x0080;  // 2^-126
 
+SGLANG_ER_INLINE ShadowRule shadow_rule(ShadowFormat format) {
+  switch (format) {
+    case ShadowFormat::kInt8:
+      return {127.0f, 0.0f, -127.0f, 127.0f};
+    case ShadowFormat::kInt4:
+      return {8.0f, 7.5f, 0.0f, 15.0f};
+    default:
+      return {kLargestFp8, 0.0f, -kLargestFp8, kLargestFp8};
+  }
+}
+
 // Bits of the scale of a vector whose largest magnitude is `largest`.
-SGLANG_ER_INLINE uint16_t shadow_scale_bits(float largest, const ShadowRule& rule) {
+SGLANG_ER_INLINE uint16_t shadow_scale_bits(float largest, ShadowFormat format) {
+  const ShadowRule rule = shadow_rule(format);
 #if defined(__CUDA_ARCH__)
   const uint16_t rounded = float_to_bf16(__fdiv_rn(largest, rule.steps));
 #else
@@ -40,11 +52,17 @@ SGLANG_ER_INLINE float shadow_inverse_scale(uint16_t scale_bits) {
 #endif
 }
 
-SGLANG_ER_INLINE int shadow_level(float value, float inverse, const ShadowRule& rule) {
+// A level of int8 or int4, or an fp8 code.
+SGLANG_ER_INLINE int shadow_level(float value, float inverse, ShadowFormat format) {
+  const ShadowRule rule = shadow_rule(format);
 #if defined(__CUDA_ARCH__)
-  const float level = rintf(__fadd_rn(__fmul_rn(value, inverse), rule.shift));
+  const float scaled = __fmul_rn(value, inverse);
+  if (format == ShadowFormat::kFp8) return float_to_fp8(scaled);
+  const float level = rintf(__fadd_rn(scaled, rule.shift));
 #else
-  const float level = std::nearbyint(value * inverse + rule.shift);
+  const float scaled = value * inverse;
+  if (format == ShadowFormat::kFp8) return float_to_fp8(scaled);
+  const float level = std::nearbyint(scaled + rule.shift);
 #endif
   return static_cast<int>(level < rule.low ? rule.low : level > rule.high ? rule.high : level);
 }
@@ -57,7 +75,7 @@ SGLANG_ER_INLINE uint32_t key_nibbles(const int (&levels)[E]) {
   return packed;
 }
 
-// A lane's E levels as E bytes: those of an int8 vector, or halves of the bytes of an int4 value.
+// A lane's E levels as E bytes: those of an int8 or fp8 vector, or halves of the bytes of an int4 value.
 template <int E>
 SGLANG_ER_INLINE uint64_t level_bytes(const int (&levels)[E]) {
   uint64_t packed = 0;

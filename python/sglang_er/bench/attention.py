@@ -94,9 +94,9 @@ def candidates(heads: Heads, context: int, queries: int, footprint: int) -> dict
         "torch": rotate([partial(torchs, request) for request in every], position),
         "bf16": rotate([paged(request) for request in every], position),
     }
-    for bits in (8, 4) if hasattr(kernels, "KvShadow") else ():
-        shadow = kernels.KvShadow.empty(len(keys), heads.kv, heads.dim, heads.dim, bits)
+    for name in ("int8", "int4") if hasattr(kernels, "KvShadow") else ():
+        shadow = kernels.KvShadow.empty(len(keys), heads.kv, heads.dim, heads.dim, name)
         kernels.kv_shadow_store(keys, values, torch.arange(len(keys)), shadow)
         quantized: dict[str, Any] = {"shadow": shadow, "valid": valid, "exact_newest": _EXACT_NEWEST}
-        found[f"int{bits}"] = rotate([paged(request, **quantized) for request in every])
+        found[name] = rotate([paged(request, **quantized) for request in every])
     return found

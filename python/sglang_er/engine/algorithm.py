@@ -9,6 +9,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 from sglang_er.config import ConfigError, RolloutConfig, from_env
 from sglang_er.engine import compat
 from sglang_er.kernels import proven
+from sglang_er.twin.kv_shadow import check_shadow
 
 ALGORITHM = "EFFICIENT_ROLLOUT"
 
@@ -68,7 +69,9 @@ class EfficientRolloutAlgo(CustomSpecAlgo):
 def validate_server_args(server_args: Any) -> None:
     """Refuse, in one line and before weights are loaded, what would not be exact or not work."""
     compat.require_supported_version()
-    _validate_gpu(server_args, from_env())
+    config = from_env()
+    check_shadow(config, getattr(server_args, "device", "cpu"))
+    _validate_gpu(server_args, config)
     for name, fine, advice in _UNSUPPORTED_FLAGS:
         if getattr(server_args, name, fine[0]) not in fine:
             raise ConfigError(f"{ALGORITHM}: {advice}")

@@ -23,7 +23,7 @@ from sglang_er.engine.target_graphs import bound
 from sglang_er.engine.written_shadow import WrittenShadow
 from sglang_er.kernels import registry
 from sglang_er.kernels.base import WEIGHT_DTYPES
-from sglang_er.twin.kv_shadow import shadow_bits
+from sglang_er.twin.kv_shadow import shadow_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sglang_er.config import RolloutConfig
     from sglang_er.engine.cpu.executor import NativeExecutor
     from sglang_er.engine.sampler import DraftedChain, StepSampler
+    from sglang_er.kernels.kv_shadow import ShadowFormat
     from sglang_er.twin.twin import Twin
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class WrappedDrafter:
         if looped != self._looped:  # what was recorded stays otherwise
             self._graphs, self._loop, self._looped = self._make_graphs(config), None, looped
             self._shadow = None
-        self._shadow_bits = shadow_bits(config.kv_shadow, str(self._runner.device))
+        self._shadow_format = shadow_format(config, str(self._runner.device))
         self._shadow_from = config.kv_shadow_from
         self._gamma_max = config.gamma_max
 
@@ -99,19 +100,19 @@ class WrappedDrafter:
         if self._graphs is None or self._runner.token_to_kv_pool.dtype not in WEIGHT_DTYPES:
             return None
         if self._loop is None:
-            self._shadow = self._make_shadow(self._graphs) if self._shadow_bits else None
+            self._shadow = self._make_shadow(self._graphs, self._shadow_format) if self._shadow_format else None
             shadow = None if self._shadow is None else self._shadow.pool
             self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max, self._ranks, shadow)
         return self._loop
 
-    def _make_shadow(self, graphs: EagerGraphs) -> WrittenShadow | None:
+    def _make_shadow(self, graphs: EagerGraphs, format: ShadowFormat) -> WrittenShadow | None:
         """None, said once, where it cannot be had: on all ranks or on none."""
         shadow, reason = None, "another rank has none"
         try:
             if self._valid is None:
                 # Moves are not followed: what they write is read from the pool until a forward writes it again.
                 self._valid = watch_pool(self._runner.token_to_kv_pool, OTHERS)
-            shadow = WrittenShadow(self._runner, self._shadow_bits, graphs, self._valid)
+            shadow = WrittenShadow(self._runner, format, graphs, self._valid)
         except (ValueError, RuntimeError) as error:  # no memory is a RuntimeError, too
             reason = str(error).splitlines()[0]
         if self._ranks.agreed(shadow is not None):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
+from sglang_er.kernels.kv_shadow import ShadowFormat
 from sglang_er.twin.kv_shadow import ShadowPool
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ def watch_pool(pool: Any, writers: Mapping[str, int]) -> torch.Tensor:
     return valid
 
 
-def shadow_pool(runner: ModelRunner, valid: torch.Tensor, bits: int) -> ShadowPool:
+def shadow_pool(runner: ModelRunner, valid: torch.Tensor, format: ShadowFormat) -> ShadowPool:
     """A shadow of the runner's pool with these flags. Raises ValueError where something writes the pool unseen, or
-    where sizes do not fit `bits`."""
+    where sizes do not fit the format."""
     if runner.server_args.enable_hierarchical_cache:
         raise ValueError("--enable-hierarchical-cache writes the KV pool past the shadow: add --er-kv-shadow off")
     pool = runner.token_to_kv_pool
-    return ShadowPool(pool.k_buffer, pool.v_buffer, valid, bits)
+    return ShadowPool(pool.k_buffer, pool.v_buffer, valid, format)
 
 
 def _clearing(write: Any, position: int, valid: torch.Tensor) -> Any:

@@ -26,6 +26,7 @@ from sglang_er.engine.step_state import step_state
 from sglang_er.engine.target_graphs import TargetGraphs
 from sglang_er.engine.weight_sync import WeightSync
 from sglang_er.kernels import registry
+from sglang_er.twin.kv_shadow import check_shadow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -314,6 +315,7 @@ class EfficientRolloutWorker(WorkerBase):
     def set_policy(self, changes: dict[str, Any]) -> None:
         """Switch policy fields (the server is idle). Raises ConfigError on a bad value; nothing changes then."""
         config = self.config.changed(changes)
+        check_shadow(config, str(self.device))
         self.provenance.configure(config)
         self.controller.configure(config)
         self.config = config

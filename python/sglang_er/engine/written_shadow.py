@@ -14,7 +14,8 @@ import torch
 from sglang_er.engine.graphs import EagerGraphs, choice
 from sglang_er.engine.pool_watch import shadow_pool
 from sglang_er.kernels.base import WEIGHT_DTYPES
-from sglang_er.twin.kv_shadow import shadow_bits
+from sglang_er.kernels.kv_shadow import LEVELS, ShadowFormat
+from sglang_er.twin.kv_shadow import shadow_format
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -28,8 +29,8 @@ MOST_RECORDED = 512
 class WrittenShadow:
     """`valid`: flags uint8 [slots], cleared by whatever else writes the pool. Raises what `shadow_pool` raises."""
 
-    def __init__(self, runner: ModelRunner, bits: int, graphs: EagerGraphs, valid: torch.Tensor) -> None:
-        self.pool = shadow_pool(runner, valid, bits)
+    def __init__(self, runner: ModelRunner, format: ShadowFormat, graphs: EagerGraphs, valid: torch.Tensor) -> None:
+        self.pool = shadow_pool(runner, valid, format)
         self._graphs = graphs
         self._slots = torch.zeros(MOST_RECORDED, dtype=torch.int64, device=self.pool.valid.device)
 
@@ -48,9 +49,9 @@ class WrittenShadow:
 
 def with_shadow(cell_bytes: int, config: RolloutConfig, device: str, head_dim: int, dtype: torch.dtype) -> int:
     """What a token takes in the KV pool (`cell_bytes`, all layers) and in the shadow if that is made at start-up."""
-    bits = shadow_bits(config.kv_shadow, device)
-    if device == "cpu" or not bits or choice(config, device) == "off" or dtype not in WEIGHT_DTYPES:
+    format = shadow_format(config, device)
+    if device == "cpu" or format is None or choice(config, device) == "off" or dtype not in WEIGHT_DTYPES:
         return cell_bytes
     # Levels, and a scale of 2 bytes for each head's keys and values; the flag is a byte a slot.
-    share = (bits / 8 + 2 / head_dim) / dtype.itemsize
+    share = (LEVELS[format].bits / 8 + 2 / head_dim) / dtype.itemsize
     return int(cell_bytes * (1.0 + share)) + 1

@@ -23,9 +23,15 @@ register(
     "paged_attention",
     Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_paged_attention.paged_attention),
 )
-register("paged_attention", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_paged_attention.paged_attention))
+register(
+    "paged_attention",
+    Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_paged_attention.paged_attention, cpu_paged_attention.serves),
+)
 register("kv_shadow_store", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_kv_shadow_store.kv_shadow_store))
-register("kv_shadow_store", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_kv_shadow_store.kv_shadow_store))
+register(
+    "kv_shadow_store",
+    Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_kv_shadow_store.kv_shadow_store, cpu_kv_shadow_store.serves),
+)
 register_cuda(
     "paged_attention", frozenset({torch.bfloat16}), dequant_attention.paged_attention, dequant_attention.serves
 )
@@ -129,7 +135,8 @@ def kv_shadow_store(
 ) -> None:
     """Quantizes ``slots`` (int64) of one layer's pool into its shadow; ``kv_shadow.h`` has the formulas.
 
-    Pool values must be finite. The flags that say which slots may be read are the caller's.
+    Pool values must be finite: of a key or value that is not, scale and levels may be anything, but no fp8 code is
+    NaN. The flags that say which slots may be read are the caller's. A CPU's compiled kernels know no fp8.
     """
     _check_pool(keys, values)
     _check_int64("slots", slots, slots.shape[0] if slots.ndim == 1 else 0)

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
 
 import torch
 
-INT4_DIM_MULTIPLE = 32
-BITS = (4, 8)
+ShadowFormat = Literal["int8", "int4", "fp8"]
+FORMATS: tuple[ShadowFormat, ...] = get_args(ShadowFormat)
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """How the levels of a format lie in memory."""
+
+    dtype: torch.dtype
+    bits: int
+    dim_multiple: int = 1
+    """Of head_dim and value_dim."""
+
+    def bytes_of(self, dim: int) -> int:
+        return dim * self.bits // 8
+
+
+LEVELS: Mapping[ShadowFormat, Levels] = MappingProxyType(
+    {
+        "int8": Levels(torch.int8, 8),
+        "int4": Levels(torch.uint8, 4, dim_multiple=32),
+        # Codes of float8_e4m3fn. As bytes: compilers for GPUs before Hopper do not know the type.
+        "fp8": Levels(torch.uint8, 8),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -18,14 +44,15 @@ class KvShadow:
     """
 
     keys: torch.Tensor
-    """int8 ``[slots, kv_heads, head_dim]``, or uint8 ``[slots, kv_heads, head_dim / 2]`` of two 4-bit levels."""
+    """``[slots, kv_heads, head_dim]``, int8 or (fp8) uint8; int4: uint8 ``[slots, kv_heads, head_dim / 2]`` of two
+    levels each."""
     values: torch.Tensor
     """The same for ``value_dim``."""
     key_scales: torch.Tensor
     """bfloat16 ``[slots, kv_heads]``."""
     value_scales: torch.Tensor
     """bfloat16 ``[slots, kv_heads]``."""
-    bits: int
+    format: ShadowFormat
 
     @classmethod
     def empty(
@@ -34,26 +61,31 @@ class KvShadow:
         kv_heads: int,
         head_dim: int,
         value_dim: int,
-        bits: int,
+        format: ShadowFormat,
         device: torch.device | str = "cpu",
     ) -> KvShadow:
-        """Buffers for a pool of that size, not yet written."""
-        if bits not in BITS:
-            raise ValueError(f"a KV shadow has 4 or 8 bits, not {bits}")
-        if bits == 4 and (head_dim % INT4_DIM_MULTIPLE or value_dim % INT4_DIM_MULTIPLE):
+        """Buffers for a pool of that size, not yet written. Raises ValueError where the sizes do not fit the format."""
+        kind = LEVELS.get(format)
+        if kind is None:
+            raise ValueError(f"a KV shadow is one of {', '.join(FORMATS)}, not {format!r}")
+        if head_dim % kind.dim_multiple or value_dim % kind.dim_multiple:
             raise ValueError(
-                f"an int4 KV shadow needs head_dim and value_dim that are multiples of {INT4_DIM_MULTIPLE}, "
-                f"not {head_dim} and {value_dim}; int8 takes any"
+                f"an {format} KV shadow needs head_dim and value_dim that are multiples of {kind.dim_multiple}, "
+                f"not {head_dim} and {value_dim}; int8 and fp8 take any"
             )
-        dtype = torch.int8 if bits == 8 else torch.uint8
 
         def levels(dim: int) -> torch.Tensor:
-            return torch.empty((slots, kv_heads, dim * bits // 8), dtype=dtype, device=device)
+            return torch.empty((slots, kv_heads, kind.bytes_of(dim)), dtype=kind.dtype, device=device)
 
         def scales() -> torch.Tensor:
             return torch.empty((slots, kv_heads), dtype=torch.bfloat16, device=device)
 
-        return cls(levels(head_dim), levels(value_dim), scales(), scales(), bits)
+        return cls(levels(head_dim), levels(value_dim), scales(), scales(), format)
+
+    @property
+    def bits(self) -> int:
+        """Of a level."""
+        return LEVELS[self.format].bits
 
     @property
     def nbytes(self) -> int:

@@ -33,19 +33,19 @@ def packing(outputs: int, inputs: int, group_size: int) -> At:
     return f"group {group_size}", (outputs, inputs)
 
 
-def attention(requests: int, heads: int, kv_heads: int, head_dim: int, bits: int) -> At:
-    """`bits`: of the shadow, 0 for the pool itself. The context is on the device, and another one at every replay of a
-    graph: no choice can ask for it."""
-    return _kv_kind(bits, head_dim), (requests, heads, kv_heads)
+def attention(requests: int, heads: int, kv_heads: int, head_dim: int, format: str | None) -> At:
+    """`format`: of the shadow, None for the pool itself. The context is on the device, and another one at every replay
+    of a graph: no choice can ask for it."""
+    return _kv_kind(format, head_dim), (requests, heads, kv_heads)
 
 
-def storing(slots: int, kv_heads: int, head_dim: int, bits: int) -> At:
-    return _kv_kind(bits, head_dim), (slots, kv_heads)
+def storing(slots: int, kv_heads: int, head_dim: int, format: str) -> At:
+    return _kv_kind(format, head_dim), (slots, kv_heads)
 
 
 @functools.cache
-def _kv_kind(bits: int, head_dim: int) -> str:
-    return f"{f'int{bits}' if bits else 'pool'} head_dim {head_dim}"
+def _kv_kind(format: str | None, head_dim: int) -> str:
+    return f"{format or 'pool'} head_dim {head_dim}"
 
 
 def _of_linear(x: Any, weight: Any, *_: Any) -> At:
@@ -62,12 +62,12 @@ def _of_attention(*arguments: Any) -> At | None:
     tokens, heads, head_dim = q.shape
     if tokens != rows.shape[0] or window >= 0:
         return None
-    return attention(tokens, heads, keys.shape[1], head_dim, 0 if shadow is None else shadow.bits)
+    return attention(tokens, heads, keys.shape[1], head_dim, None if shadow is None else shadow.format)
 
 
 def _of_storing(keys: Any, values: Any, slots: Any, shadow: Any) -> At:
     _, kv_heads, head_dim = keys.shape
-    return storing(slots.shape[0], kv_heads, head_dim, shadow.bits)
+    return storing(slots.shape[0], kv_heads, head_dim, shadow.format)
 
 
 CLASSES: dict[str, SizeClass] = {

@@ -7,36 +7,52 @@ even a wrong shadow would only cost acceptance: verify reads the pool.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from sglang_er import kernels
+from sglang_er.config import ConfigError
 from sglang_er.kernels import proven
+from sglang_er.kernels.kv_shadow import LEVELS, ShadowFormat
+
+if TYPE_CHECKING:
+    from sglang_er.config import RolloutConfig
 
 # Newest tokens that are read exactly: the ones attention looks at most, and all that a step rewrites.
 EXACT_NEWEST = 32
-_BITS = {"off": 0, "int8": 8, "int4": 4}
 
 
-def shadow_bits(kv_shadow: str, device: str) -> int:
-    """Of the option `kv_shadow`, 0 for none. `auto` on a GPU: once it was seen correct there."""
-    if kv_shadow == "auto":
-        kv_shadow = "int4" if device == "cpu" or proven.KV_SHADOW else "off"
-    return _BITS[kv_shadow]
+def shadow_format(config: RolloutConfig, device: str) -> ShadowFormat | None:
+    """Of the option `kv_shadow`; None for off. `auto` on a GPU: once it was seen correct there."""
+    if config.kv_shadow == "auto":
+        return "int4" if device == "cpu" or proven.KV_SHADOW else None
+    return None if config.kv_shadow == "off" else config.kv_shadow
+
+
+def check_shadow(config: RolloutConfig, device: str) -> None:
+    """Raises ConfigError where nothing on the device reads the format: compiled kernels of CPUs know no fp8. (Plain
+    torch does, for tests.)"""
+    compiled = config.executor == "native" or config.own_kernels
+    if config.kv_shadow == "fp8" and device == "cpu" and compiled:
+        raise ConfigError("kv_shadow is fp8, which only GPUs read; on a CPU 8 bits are int8: --er-kv-shadow int8")
 
 
 class ShadowPool:
     """`keys`, `values`: per layer [slots, kv_heads, head_dim]; `valid`: uint8 [slots], shared with the pool's writers.
 
-    Raises ValueError where head_dim does not fit `bits` (8, 4).
+    Raises ValueError where head_dim does not fit the format.
     """
 
-    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], valid: torch.Tensor, bits: int) -> None:
+    def __init__(
+        self, keys: list[torch.Tensor], values: list[torch.Tensor], valid: torch.Tensor, format: ShadowFormat
+    ) -> None:
         self._pool = list(zip(keys, values, strict=True))
-        self.bits = bits
+        self.format = format
         self.valid = valid
         valid.zero_()
         self.layers = [
-            kernels.KvShadow.empty(key.shape[0], key.shape[1], key.shape[2], value.shape[2], bits, device=key.device)
+            kernels.KvShadow.empty(key.shape[0], key.shape[1], key.shape[2], value.shape[2], format, key.device)
             for key, value in self._pool
         ]
         self.stored_slots = 0
@@ -70,7 +86,8 @@ class ShadowPool:
     def describe(self) -> dict[str, object]:
         pool = sum(key.nbytes + value.nbytes for key, value in self._pool)
         return {
-            "bits": self.bits,
+            "format": self.format,
+            "bits": LEVELS[self.format].bits,
             "nbytes": self.nbytes,
             "share_of_kv_pool": round(self.nbytes / pool, 4),
             "stored_slots": self.stored_slots,

@@ -98,7 +98,7 @@ OPTIONS = {
     "kernels": st.sampled_from(["auto", "reference"]),
     "kernel_table": st.text("abc/._", min_size=1),
     "executor": st.sampled_from(["native", "wrapped"]),
-    "kv_shadow": st.sampled_from(["auto", "off", "int8", "int4"]),
+    "kv_shadow": st.sampled_from(["auto", "off", "int8", "int4", "fp8"]),
     "kv_shadow_from": st.integers(0, 100_000),
     "draft_graphs": st.sampled_from(["auto", "on", "off", "eager"]),
     "graph_memory_mb": st.integers(0, 100_000),

@@ -7,8 +7,9 @@ import torch
 
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cpu.loader import LibraryError
-from sglang_er.kernels.cuda import loader, quantize_pack, w4a16_linear
+from sglang_er.kernels.cuda import dequant_attention, kv_shadow_store, loader, quantize_pack, w4a16_linear
 from sglang_er.kernels.cuda.specs import SPECS, arch_of
+from sglang_er.kernels.kv_shadow import FORMATS, KvShadow
 
 
 class OnGpu(torch.Tensor):
@@ -48,6 +49,17 @@ def test_pack_serves_groups_of_64_and_128():
         size for size in (32, 64, 96, 128, 256) if quantize_pack.serves(weight, PackedWeight.empty(48, 256, size))
     ]
     assert served == [64, 128]
+
+
+def test_shadows_are_stored_in_every_format_and_attention_reads_int4():
+    pool = on_gpu(torch.zeros(40, 2, 128, dtype=torch.bfloat16))
+    q = on_gpu(torch.zeros(1, 8, 128, dtype=torch.bfloat16))
+    table, one = torch.zeros(1, 40, dtype=torch.int32), torch.ones(1, dtype=torch.int64)
+    begin, valid = torch.tensor([0, 1]), torch.ones(40, dtype=torch.uint8)
+    shadows = {format: KvShadow.empty(40, 2, 128, 128, format) for format in FORMATS}
+    assert all(kv_shadow_store.serves(pool, pool, one, shadow) for shadow in shadows.values())
+    call = (q, pool, pool, table, one, begin, one, 1.0, -1)
+    assert [format for format in FORMATS if dequant_attention.serves(*call, shadows[format], valid, 0, q)] == ["int4"]
 
 
 def test_nothing_serves_a_cpu_or_an_unknown_gpu(monkeypatch: pytest.MonkeyPatch):

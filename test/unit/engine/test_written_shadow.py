@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang_er.config import RolloutConfig
+from sglang_er.config import ConfigError, RolloutConfig
 from sglang_er.engine.graphs import EagerGraphs
 from sglang_er.engine.written_shadow import MOST_RECORDED, WrittenShadow, with_shadow
 from sglang_er.kernels import KvShadow, kv_shadow_store
-from sglang_er.twin.kv_shadow import shadow_bits
+from sglang_er.kernels.kv_shadow import FORMATS, ShadowFormat
+from sglang_er.twin.kv_shadow import check_shadow, shadow_format
 
 SLOTS, HEADS, DIM, LAYERS = 2000, 2, 64, 2
 
@@ -25,16 +26,16 @@ def runner(hierarchical: bool = False) -> SimpleNamespace:
     )
 
 
-def made(engine: SimpleNamespace, bits: int = 4) -> tuple[WrittenShadow, EagerGraphs]:
+def made(engine: SimpleNamespace, format: ShadowFormat = "int4") -> tuple[WrittenShadow, EagerGraphs]:
     graphs = EagerGraphs()
-    return WrittenShadow(engine, bits, graphs, torch.ones(SLOTS, dtype=torch.uint8)), graphs
+    return WrittenShadow(engine, format, graphs, torch.ones(SLOTS, dtype=torch.uint8)), graphs
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("format", ["int4", "int8"])
 @pytest.mark.parametrize("count", [1, 3, 64, MOST_RECORDED, MOST_RECORDED + 1, 1500])
-def test_what_was_written_is_stored_and_nothing_else(bits: int, count: int) -> None:
+def test_what_was_written_is_stored_and_nothing_else(format: ShadowFormat, count: int) -> None:
     engine = runner()
-    shadow, graphs = made(engine, bits)
+    shadow, graphs = made(engine, format)
     slots = 1 + torch.randperm(SLOTS - 1)[:count].to(torch.int32)
     shadow.written(slots)
     expected = torch.zeros(SLOTS, dtype=torch.uint8)
@@ -45,7 +46,7 @@ def test_what_was_written_is_stored_and_nothing_else(bits: int, count: int) -> N
     pool = engine.token_to_kv_pool
     for layer in range(LAYERS):
         keys, values = pool.k_buffer[layer], pool.v_buffer[layer]
-        alone = KvShadow.empty(SLOTS, HEADS, DIM, DIM, bits)
+        alone = KvShadow.empty(SLOTS, HEADS, DIM, DIM, format)
         kv_shadow_store(keys, values, slots.long(), alone)
         for name in ("keys", "values", "key_scales", "value_scales"):
             got, wanted = getattr(shadow.pool.layers[layer], name), getattr(alone, name)
@@ -68,18 +69,38 @@ def test_a_pool_with_another_writer_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "device", "bits"),
-    [({}, "cuda", 0), ({}, "cpu", 4), ({"kv_shadow": "int8"}, "cuda", 8), ({"kv_shadow": "off"}, "cpu", 0)],
+    ("options", "device", "format"),
+    [
+        ({}, "cuda", None),
+        ({}, "cpu", "int4"),
+        ({"kv_shadow": "int8"}, "cuda", "int8"),
+        ({"kv_shadow": "fp8"}, "cuda", "fp8"),
+        ({"kv_shadow": "off"}, "cpu", None),
+    ],
 )
-def test_unproven_on_a_gpu_it_has_to_be_named(options: dict[str, str], device: str, bits: int) -> None:
-    assert shadow_bits(RolloutConfig(**options).kv_shadow, device) == bits
+def test_unproven_on_a_gpu_it_has_to_be_named(options: dict[str, str], device: str, format: str | None) -> None:
+    assert shadow_format(RolloutConfig(**options), device) == format
 
 
-def test_the_pool_is_sized_for_both() -> None:
+@pytest.mark.parametrize("options", [{}, {"executor": "wrapped"}, {"kernels": "reference"}], ids=str)
+def test_fp8_is_refused_where_compiled_kernels_would_read_it(options: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="--er-kv-shadow int8") as error:
+        check_shadow(RolloutConfig(kv_shadow="fp8", **options), "cpu")
+    assert "\n" not in str(error.value)
+    check_shadow(RolloutConfig(kv_shadow="int8", **options), "cpu")
+    check_shadow(RolloutConfig(kv_shadow="fp8", **options), "cuda")
+
+
+def test_plain_torch_reads_fp8_on_a_cpu() -> None:
+    check_shadow(RolloutConfig(kv_shadow="fp8", executor="wrapped", kernels="reference"), "cpu")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_pool_is_sized_for_both(format: ShadowFormat) -> None:
     """A token of 28 layers with 4 KV heads of 128 in bf16, and what the shadow's tensors really take of it."""
     cell = 28 * 4 * 128 * 2 * 2
-    config = RolloutConfig(kv_shadow="int4", draft_graphs="on")
-    shadow = KvShadow.empty(100, 4, 128, 128, 4)
+    config = RolloutConfig(kv_shadow=format, draft_graphs="on")
+    shadow = KvShadow.empty(100, 4, 128, 128, format)
     assert with_shadow(cell, config, "cuda", 128, torch.bfloat16) == cell + 28 * shadow.nbytes // 100 + 1
     assert with_shadow(cell, config, "cpu", 128, torch.bfloat16) == cell
     assert with_shadow(cell, RolloutConfig(kv_shadow="off"), "cuda", 128, torch.bfloat16) == cell

@@ -9,6 +9,7 @@ import torch
 
 from sglang_er import kernels
 from sglang_er.kernels.cpu.decoder import Decoder
+from sglang_er.kernels.kv_shadow import LEVELS
 
 LINEARS = ("qkv", "o", "gate_up", "down")
 SLOTS, COLUMNS = 300, 64
@@ -306,16 +307,16 @@ def test_wrong_model_is_one_line(generator, change, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_shadow_is_read_where_it_is_valid(isa, generator, bits):
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_shadow_is_read_where_it_is_valid(isa, generator, format):
     """Old tokens come from the shadow, a slot that is written anew does not."""
     shape = Shape(head_dim=32, rotary_dim=32)
     model = make_model(shape, generator)
     valid = torch.zeros(SLOTS, dtype=torch.uint8)
-    model.config |= {"shadow_bits": bits, "shadow_valid": valid}
+    model.config |= {"shadow_bits": LEVELS[format].bits, "shadow_valid": valid}
     shadows = []
     for layer in model.layers:
-        shadow = kernels.KvShadow.empty(SLOTS, shape.kv_heads, shape.head_dim, shape.head_dim, bits)
+        shadow = kernels.KvShadow.empty(SLOTS, shape.kv_heads, shape.head_dim, shape.head_dim, format)
         layer |= {f"shadow.{name}": getattr(shadow, name) for name in ("keys", "values", "key_scales", "value_scales")}
         shadows.append(shadow)
     paging, decoder = Paging(1, generator), model.native()
@@ -330,7 +331,7 @@ def test_shadow_is_read_where_it_is_valid(isa, generator, bits):
     near = decoder.logits(*batch, exact_newest=8)
     assert torch.equal(decoder.logits(*batch, exact_newest=40), exact)
     error = (near - exact).norm() / exact.norm()
-    assert 1e-4 < error < (0.02 if bits == 8 else 0.2)
+    assert 1e-4 < error < (0.02 if format == "int8" else 0.2)
     decoder.logits(*paging.batch([tokens[:39]], [0]))  # writes all slots again
     assert not valid.any()
     assert torch.equal(decoder.logits(*batch, exact_newest=8), decoder.logits(*batch))

@@ -32,7 +32,7 @@ def implementations(op: str) -> list[registry.Implementation]:
 def test_what_works_passes(op: str):
     for entry in implementations(op):
         for dtype in DTYPES.get(op, (torch.bfloat16, torch.float32)):
-            assert self_test.problem(op, entry.function, "cpu", dtype) is None, entry.name
+            assert self_test.problem(op, entry.function, "cpu", dtype, entry.serves) is None, entry.name
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sglang_er.kernels import KvShadow
+from sglang_er.kernels.kv_shadow import FORMATS, LEVELS, ShadowFormat
 from sglang_er.kernels.reference import kv_shadow_store as reference
 from sglang_er.kernels.triton import kv_shadow_store as triton_store
 from sglang_er.kernels.triton.rotation import rotation_norm, rotation_steps
@@ -14,8 +17,8 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 PARTS = ("keys", "values", "key_scales", "value_scales")
 
 
-def poisoned(slots: int, kv_heads: int, head_dim: int, value_dim: int, bits: int) -> KvShadow:
-    shadow = KvShadow.empty(slots, kv_heads, head_dim, value_dim, bits)
+def poisoned(slots: int, kv_heads: int, head_dim: int, value_dim: int, format: ShadowFormat) -> KvShadow:
+    shadow = KvShadow.empty(slots, kv_heads, head_dim, value_dim, format)
     for name in PARTS:
         getattr(shadow, name).view(torch.uint8).fill_(0xAA)
     return shadow
@@ -28,8 +31,8 @@ def random_pool(seed: int, slots: int, kv_heads: int, dim: int, dtype: torch.dty
     return wide.to(dtype)[:, : kv_heads * dim].unflatten(1, (kv_heads, dim))
 
 
-def check(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, bits: int) -> None:
-    shape = (keys.shape[0], keys.shape[1], keys.shape[2], values.shape[2], bits)
+def check(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, format: ShadowFormat) -> None:
+    shape = (keys.shape[0], keys.shape[1], keys.shape[2], values.shape[2], format)
     actual, expected = poisoned(*shape), poisoned(*shape)
     triton_store.kv_shadow_store(keys, values, slots, actual)
     reference.kv_shadow_store(keys, values, slots, expected)
@@ -40,30 +43,31 @@ def check(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, bits: i
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("bits", "dims"),
+    ("format", "dims"),
     [
-        *[(4, dims) for dims in ((64, 64), (128, 128), (96, 32), (32, 160), (256, 64))],
-        *[(8, dims) for dims in ((64, 64), (128, 128), (96, 80), (40, 24), (8, 256))],
+        *[("int4", dims) for dims in ((64, 64), (128, 128), (96, 32), (32, 160), (256, 64))],
+        *[("int8", dims) for dims in ((64, 64), (128, 128), (96, 80), (40, 24), (8, 256))],
+        *[("fp8", dims) for dims in ((128, 128), (96, 80), (40, 24), (8, 256))],
     ],
     ids=str,
 )
-def test_same_bits_as_the_reference(bits, dims, dtype):
-    seed = sum(dims) + bits
+def test_same_bits_as_the_reference(format, dims, dtype):
+    seed = sum(dims) + LEVELS[format].bits
     keys = random_pool(seed, 60, 3, dims[0], dtype, strided=True)
     values = random_pool(seed + 1, 60, 3, dims[1], dtype, strided=True)
     keys[0], values[1] = 0.0, 0.0
     keys[2, 1, 3] = 3000.0  # an outlier
     values[3, 0] *= 2.0**-20
     slots = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
-    check(keys, values, torch.cat([torch.arange(4), slots[slots >= 4][:33]]), bits)
+    check(keys, values, torch.cat([torch.arange(4), slots[slots >= 4][:33]]), format)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("power", [-126, -60, 60, 120])
-def test_scales_at_the_edges_of_the_range(bits, power):
+def test_scales_at_the_edges_of_the_range(format, power):
     """Tiny rows get the smallest scale, whose inverse is still finite; large ones do not overflow."""
     keys = random_pool(power, 8, 2, 64, torch.float32, strided=False) * 2.0**power
-    check(keys, keys.flip(0).contiguous(), torch.arange(8), bits)
+    check(keys, keys.flip(0).contiguous(), torch.arange(8), format)
 
 
 def test_levels_on_the_boundary_round_to_even():
@@ -71,8 +75,8 @@ def test_levels_on_the_boundary_round_to_even():
     values = torch.zeros(4, 1, 64)
     values[:, 0, 0] = 127.0
     values[:, 0, 1:] = torch.arange(63) - 31.5
-    check(values, values, torch.arange(4), 8)
-    shadow = KvShadow.empty(4, 1, 64, 64, 8)
+    check(values, values, torch.arange(4), "int8")
+    shadow = KvShadow.empty(4, 1, 64, 64, "int8")
     triton_store.kv_shadow_store(values, values, torch.arange(4), shadow)
     assert shadow.values[0, 0, 30:36].tolist() == [-2, -2, 0, 0, 2, 2]
 
@@ -83,8 +87,8 @@ def test_any_number_of_slots(count):
     keys = random_pool(1, 20, 1, 64, torch.bfloat16, strided=False)
     values = random_pool(2, 20, 1, 64, torch.bfloat16, strided=False)
     slots = torch.arange(19, -1, -1)[:count]
-    check(keys, values, slots, 4)
-    whole, part = poisoned(20, 1, 64, 64, 4), poisoned(20, 1, 64, 64, 4)
+    check(keys, values, slots, "int4")
+    whole, part = poisoned(20, 1, 64, 64, "int4"), poisoned(20, 1, 64, 64, "int4")
     triton_store.kv_shadow_store(keys, values, torch.arange(20), whole)
     triton_store.kv_shadow_store(keys, values, slots, part)
     for name in PARTS:
@@ -96,3 +100,29 @@ def test_rotation_constants(head_dim, block):
     assert 2 ** rotation_steps(head_dim) == block
     expected = torch.ones(()) / torch.tensor(float(block)).sqrt()
     assert torch.tensor(rotation_norm(head_dim)) == expected
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_no_fp8_code_is_nan(odd):
+    """Nor does a vector that is not finite reach others."""
+    keys = random_pool(5, 6, 2, 24, torch.float32, strided=False)
+    wrong = keys.clone()
+    wrong[2, 1, 7] = odd
+    clean, shadow = poisoned(6, 2, 24, 24, "fp8"), poisoned(6, 2, 24, 24, "fp8")
+    triton_store.kv_shadow_store(keys, keys, torch.arange(6), clean)
+    triton_store.kv_shadow_store(wrong, wrong, torch.arange(6), shadow)
+    assert ((shadow.keys & 0x7F) < 0x7F).all() and ((shadow.values & 0x7F) < 0x7F).all()
+    others = torch.ones(6, 2, dtype=torch.bool)
+    others[2, 1] = False
+    assert torch.equal(shadow.keys[others], clean.keys[others])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_fp8_of_any_numbers_has_the_bits_of_the_reference(data):
+    """Subnormal numbers and extremes among them."""
+    dim = 8 * data.draw(st.integers(1, 2))
+    numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    count = 2 * dim
+    rows = torch.tensor(data.draw(st.lists(numbers, min_size=count, max_size=count)), dtype=torch.float32)
+    check(rows.view(2, 1, dim), rows.flip(0).view(2, 1, dim), torch.arange(2), "fp8")

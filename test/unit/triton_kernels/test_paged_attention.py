@@ -10,6 +10,7 @@ import torch
 from support.paged_pool import PagedPool, random_pool
 
 from sglang_er.kernels import KvShadow
+from sglang_er.kernels.kv_shadow import FORMATS, ShadowFormat
 from sglang_er.kernels.reference import kv_shadow_store as reference_store
 from sglang_er.kernels.reference import paged_attention as reference
 from sglang_er.kernels.triton import paged_attention as module
@@ -32,10 +33,12 @@ def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LANES", 3)
 
 
-def shadowed(pool: PagedPool, bits: int, generator: torch.Generator, share: float) -> tuple[KvShadow, torch.Tensor]:
+def shadowed(
+    pool: PagedPool, format: ShadowFormat, generator: torch.Generator, share: float
+) -> tuple[KvShadow, torch.Tensor]:
     """A shadow of a random share of the slots in use and their flags; the others are poisoned: random levels, NaN."""
     slots, kv_heads, head_dim = pool.keys.shape
-    shadow = KvShadow.empty(slots, kv_heads, head_dim, pool.values.shape[2], bits)
+    shadow = KvShadow.empty(slots, kv_heads, head_dim, pool.values.shape[2], format)
     for tensor in (shadow.keys, shadow.values):
         tensor.fill_(77)
     for tensor in (shadow.key_scales, shadow.value_scales):
@@ -76,7 +79,7 @@ def check(pool: PagedPool, window: int = -1, **kwargs) -> torch.Tensor:
     shadow = kwargs.get("shadow")
     if shadow is not None:  # p * scale is bf16, for fp16 too; the rotated q errs at random, so by its norm / sqrt(dim)
         operand = max(operand, ROUNDING[FP32 if pool.q.dtype == FP32 else BF16])
-        rotated = ROUNDING[pool.q.dtype] * scores * 2 * 3 * pool.q.shape[2] ** -0.5 if shadow.bits == 4 else 0.0
+        rotated = ROUNDING[pool.q.dtype] * scores * 2 * 3 * pool.q.shape[2] ** -0.5 if shadow.format == "int4" else 0.0
     else:
         rotated = 0.0
     bound = (operand + rotated + 2.0**-21 * (1 + scores)) * largest
@@ -100,9 +103,10 @@ def test_dimensions(generator, dims):
 @pytest.mark.parametrize(
     ("q_dtype", "dtype"), [(BF16, BF16), (FP16, FP16), (BF16, FP16), (FP32, BF16), (BF16, FP32)], ids=str
 )
-def test_types_of_query_and_pool(generator, q_dtype, dtype):
+@pytest.mark.parametrize("format", ["int4", "fp8"])
+def test_types_of_query_and_pool(generator, format, q_dtype, dtype):
     pool = random_pool(generator, [(70, 1)], kv_heads=1, dtype=dtype, q_dtype=q_dtype)
-    shadow, valid = shadowed(pool, 4, generator, 0.6)
+    shadow, valid = shadowed(pool, format, generator, 0.6)
     check(pool, shadow=shadow, valid=valid, exact_newest=5)
 
 
@@ -117,22 +121,38 @@ def test_output_is_rounded_once(generator):
 
 @pytest.mark.parametrize(("share", "exact_newest"), [(1.0, 0), (0.6, 3)])
 @pytest.mark.parametrize(
-    ("bits", "dims"), [(8, (64, 64)), (8, (24, 80)), (4, (64, 64)), (4, (128, 32)), (4, (96, 96)), (4, (32, 160))]
+    ("format", "dims"),
+    [
+        *[("int8", dims) for dims in ((64, 64), (24, 80))],
+        *[("fp8", dims) for dims in ((64, 64), (24, 80), (128, 32), (256, 8))],
+        *[("int4", dims) for dims in ((64, 64), (128, 32), (96, 96), (32, 160))],
+    ],
 )
-def test_shadow_equals_reference(generator, bits, dims, share, exact_newest):
+def test_shadow_equals_reference(generator, format, dims, share, exact_newest):
     pool = random_pool(
         generator, [(100, 1), (20, 1)], heads=7, kv_heads=1, head_dim=dims[0], value_dim=dims[1], q_dtype=BF16
     )
-    shadow, valid = shadowed(pool, bits, generator, share)
+    shadow, valid = shadowed(pool, format, generator, share)
     check(pool, shadow=shadow, valid=valid, exact_newest=exact_newest)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+def test_fp8_that_the_gpu_converts_gives_the_same_bits(generator, monkeypatch, dtype):
+    pool = random_pool(
+        generator, [(100, 1), (20, 1)], kv_heads=1, head_dim=24, value_dim=80, dtype=dtype, q_dtype=dtype
+    )
+    shadow, valid = shadowed(pool, "fp8", generator, 0.6)
+    by_bits = attend(pool, shadow=shadow, valid=valid, exact_newest=3)
+    monkeypatch.setattr(module, "converts_fp8", lambda device: True)
+    assert torch.equal(attend(pool, shadow=shadow, valid=valid, exact_newest=3), by_bits)
+
+
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("heads", [(2, 2), (8, 1)], ids=str)
-def test_shadow_in_fp32(generator, heads, bits):
+def test_shadow_in_fp32(generator, heads, format):
     """Nothing but sums is rounded, so a level or a scale in the wrong place shows."""
     pool = random_pool(generator, REQUESTS, heads=heads[0], kv_heads=heads[1], dtype=FP32)
-    shadow, valid = shadowed(pool, bits, generator, 0.8)
+    shadow, valid = shadowed(pool, format, generator, 0.8)
     check(pool, shadow=shadow, valid=valid, exact_newest=20)
 
 
@@ -140,7 +160,7 @@ def test_shadow_in_fp32(generator, heads, bits):
 def test_windows(generator, short_splits, window):
     pool = random_pool(generator, [(150, 1), (66, 1)], kv_heads=1, window=window)
     check(pool, window)
-    shadow, valid = shadowed(pool, 4, generator, 0.7)
+    shadow, valid = shadowed(pool, "int4", generator, 0.7)
     check(pool, window, shadow=shadow, valid=valid, exact_newest=9)
 
 
@@ -148,18 +168,18 @@ def test_windows(generator, short_splits, window):
 def test_splits_and_lanes(generator, short_splits, context):
     pool = random_pool(generator, [(context, 1)], kv_heads=1, dtype=FP32)
     check(pool)
-    shadow, valid = shadowed(pool, 8, generator, 0.9)
+    shadow, valid = shadowed(pool, "int8", generator, 0.9)
     check(pool, shadow=shadow, valid=valid, exact_newest=3)
 
 
-@pytest.mark.parametrize("bits", [0, 4, 8])
-def test_batch_and_number_of_queries_do_not_matter(generator, short_splits, monkeypatch, bits):
+@pytest.mark.parametrize("format", [None, *FORMATS])
+def test_batch_and_number_of_queries_do_not_matter(generator, short_splits, monkeypatch, format):
     """The promise behind verification: a token decoded alone and one verified among others get the same bits."""
     requests = [(210, 3), (5, 2), (20, 0)]
     pool = random_pool(generator, requests, heads=3, kv_heads=1, head_dim=32, q_dtype=BF16)
     quantized = {}
-    if bits:
-        shadow, valid = shadowed(pool, bits, generator, 0.9)
+    if format:
+        shadow, valid = shadowed(pool, format, generator, 0.9)
         quantized = {"shadow": shadow, "valid": valid, "exact_newest": 24}
     whole = attend(pool, **quantized)
     monkeypatch.setattr(module, "_PROGRAMS", 1)
@@ -171,16 +191,16 @@ def test_batch_and_number_of_queries_do_not_matter(generator, short_splits, monk
         assert torch.equal(attend(pool.request(index), **quantized), own)
         if len(own):
             assert torch.equal(attend(pool.request(index, 1), **quantized), own[-1:])
-    if not bits:  # a shorter context, whose last token is verified above
+    if not format:  # a shorter context, whose last token is verified above
         for back in (1, 2):
             assert torch.equal(attend(pool.request(0, 1, 210 - back)), whole[2 - back : 3 - back])
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_what_the_shadow_lacks_is_read_exactly(generator, short_splits, bits):
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_the_shadow_lacks_is_read_exactly(generator, short_splits, format):
     pool = random_pool(generator, [(200, 1), (64, 1)], kv_heads=1, q_dtype=BF16)
     exact = attend(pool)
-    shadow, _ = shadowed(pool, bits, generator, 0.0)
+    shadow, _ = shadowed(pool, format, generator, 0.0)
     slots = len(pool.keys)
     nothing, everything = torch.zeros(slots, dtype=torch.uint8), torch.ones(slots, dtype=torch.uint8)
     without = attend(pool, shadow=shadow, valid=nothing)
@@ -189,11 +209,11 @@ def test_what_the_shadow_lacks_is_read_exactly(generator, short_splits, bits):
     assert (without - exact).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_exact_newest_is_honoured_to_the_token(generator, bits):
+@pytest.mark.parametrize("format", FORMATS)
+def test_exact_newest_is_honoured_to_the_token(generator, format):
     """The newest n slots poisoned in the shadow, the older ones in the pool: nothing of either may be read."""
     pool = random_pool(generator, [(150, 1)], kv_heads=1, q_dtype=BF16)
-    shadow, valid = shadowed(pool, bits, generator, 1.0)
+    shadow, valid = shadowed(pool, format, generator, 1.0)
     slots = pool.slots(0)
     for count in (1, 64, 86):
         expected = attend(pool, shadow=shadow, valid=valid, exact_newest=count)
@@ -229,7 +249,7 @@ def test_values_of_any_size_in_a_shadow(generator, scale):
     """Their scales meet p before they are rounded to 16 bits."""
     pool = random_pool(generator, [(70, 1)], dtype=BF16, q_dtype=FP16)
     pool = replace(pool, values=pool.values * scale)
-    shadow, valid = shadowed(pool, 4, generator, 1.0)
+    shadow, valid = shadowed(pool, "int4", generator, 1.0)
     check(pool, shadow=shadow, valid=valid)
 
 

@@ -35,7 +35,7 @@ class Pool:
 @pytest.fixture
 def shadow() -> tuple[Pool, ShadowPool]:
     pool = Pool()
-    return pool, ShadowPool(pool.k_buffer, pool.v_buffer, watch_pool(pool, FORWARDS | OTHERS), 8)
+    return pool, ShadowPool(pool.k_buffer, pool.v_buffer, watch_pool(pool, FORWARDS | OTHERS), "int8")
 
 
 def refresh(shadow: ShadowPool, *committed: int) -> torch.Tensor:
@@ -89,12 +89,12 @@ def test_writers_of_the_pool_take_the_flag_back(shadow, how):
 
 def test_a_head_size_that_int4_cannot_have_is_one_line():
     with pytest.raises(ValueError, match="multiples of 32"):
-        ShadowPool([torch.zeros(9, 1, 24)], [torch.zeros(9, 1, 24)], torch.zeros(9, dtype=torch.uint8), 4)
+        ShadowPool([torch.zeros(9, 1, 24)], [torch.zeros(9, 1, 24)], torch.zeros(9, dtype=torch.uint8), "int4")
 
 
 def test_it_lies_where_the_pool_lies():
     """A device that computes nothing: the buffers of the shadow are all there is to see."""
     keys = [torch.empty(SLOTS, HEADS, DIM, device="meta")]
-    made = ShadowPool(keys, keys, torch.zeros(SLOTS, dtype=torch.uint8, device="meta"), 8)
+    made = ShadowPool(keys, keys, torch.zeros(SLOTS, dtype=torch.uint8, device="meta"), "int8")
     tensors = (made.layers[0].keys, made.layers[0].values, made.layers[0].key_scales, made.layers[0].value_scales)
     assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -17,7 +17,8 @@ from sglang_er.engine.cpu.decoder_model import AddressWatch, UnsupportedModelErr
 from sglang_er.engine.dual_precision import LM_HEAD, DualPrecisionMethod
 from sglang_er.engine.pool_watch import FORWARDS, OTHERS, shadow_pool, watch_pool
 from sglang_er.kernels.cpu.decoder import Decoder
-from sglang_er.twin.kv_shadow import EXACT_NEWEST, ShadowPool, shadow_bits
+from sglang_er.kernels.kv_shadow import LEVELS
+from sglang_er.twin.kv_shadow import EXACT_NEWEST, ShadowPool, shadow_format
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -62,7 +63,7 @@ class NativeExecutor:
         configure_kernels(config)
         self._group_size = config.group_size
         self._int8_activations = config.draft_activations == "int8"
-        self._shadow_bits = shadow_bits(config.kv_shadow, "cpu")
+        self._shadow_format = shadow_format(config, "cpu")
         self._shadow_from = config.kv_shadow_from
         self._shadow: ShadowPool | None = None
         self._draft: Decoder | None = None
@@ -129,7 +130,7 @@ class NativeExecutor:
         if self._target_decoder() is None:
             return False
         self._exact_newest = -1
-        if self._shadow_bits and int(chain.committed.sum()) >= self._shadow_from and self._make_shadow():
+        if self._shadow_format and int(chain.committed.sum()) >= self._shadow_from and self._make_shadow():
             assert self._shadow is not None
             table = self.runner.req_to_token_pool.req_to_token
             self._shadow.refresh(table, chain.req_pool_indices, chain.committed)
@@ -149,7 +150,7 @@ class NativeExecutor:
             "shadow_valid": self._valid,
         }
         if self._shadow is not None:
-            config["shadow_bits"] = self._shadow.bits
+            config["shadow_bits"] = LEVELS[self._shadow.format].bits
             for layer, shadow in zip(layers, self._shadow.layers, strict=True):
                 layer |= {f"shadow.{name}": getattr(shadow, name) for name in SHADOW_TENSORS}
         return Decoder(config, layers)
@@ -158,13 +159,14 @@ class NativeExecutor:
         """Allocate the shadow at its first use; False (said once) where it cannot be had."""
         if self._shadow is not None:
             return True
+        assert self._shadow_format is not None
         try:
-            self._shadow = shadow_pool(self.runner, self._valid, self._shadow_bits)
+            self._shadow = shadow_pool(self.runner, self._valid, self._shadow_format)
         except (ValueError, RuntimeError) as error:
             logger.warning("sglang-er: no KV shadow, drafts read the KV pool itself: %s", str(error).splitlines()[0])
-            self._shadow_bits = 0
+            self._shadow_format = None
             return False
-        logger.info("sglang-er: KV shadow of %d bits, %.1f MB", self._shadow.bits, self._shadow.nbytes / 1e6)
+        logger.info("sglang-er: KV shadow in %s, %.1f MB", self._shadow.format, self._shadow.nbytes / 1e6)
         self._draft = None
         return True
 

@@ -6,6 +6,23 @@ from sglang_er.kernels.cpu.loader import library
 from sglang_er.kernels.kv_shadow import KvShadow
 
 
+def serves(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    req_to_token: torch.Tensor,
+    rows: torch.Tensor,
+    query_begin: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float,
+    window: int,
+    shadow: KvShadow | None,
+    *_: object,
+) -> bool:
+    """All but a shadow in fp8, which is for GPUs."""
+    return shadow is None or shadow.format != "fp8"
+
+
 def paged_attention(
     q: torch.Tensor,
     keys: torch.Tensor,

@@ -40,7 +40,7 @@ def serves(
     return (
         loader.serves("dequant_attention", q.device)
         and shadow is not None
-        and shadow.bits == 4
+        and shadow.format == "int4"
         and valid is not None
         and bf16
         and aligned

@@ -20,7 +20,7 @@ def kv_shadow_store(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tenso
         keys,
         values,
         slots,
-        shadow.bits,
+        shadow.format,
         shadow.keys,
         shadow.values,
         shadow.key_scales,

@@ -38,7 +38,7 @@ def paged_attention(
             if shadow is not None and valid is not None:
                 old = torch.arange(first, position + 1, device=q.device) < context - exact_newest
                 quantized = old & valid[slots].bool()
-                query = rotate(query) if shadow.bits == 4 else query
+                query = rotate(query) if shadow.format == "int4" else query
                 approximate = torch.einsum("hd,khd->hk", query, shadow_keys[slots].repeat_interleave(group, dim=1))
                 scores = torch.where(quantized, approximate, scores)
                 seen_values = torch.where(quantized[:, None, None], shadow_values[slots], seen_values)

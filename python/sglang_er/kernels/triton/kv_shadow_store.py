@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang_er.kernels.kv_shadow import KvShadow
+from sglang_er.kernels.kv_shadow import LEVELS, KvShadow, ShadowFormat
+from sglang_er.kernels.triton.fp8 import fp8_code
 from sglang_er.kernels.triton.rotation import rotate, rotation_norm, rotation_steps
 from sglang_er.kernels.triton.rounding import emulated, round_to_int, to_operand
 
@@ -40,18 +41,18 @@ def kv_shadow_store(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tenso
         rows,
         keys.stride(0),
         values.stride(0),
-        **_constants(keys.shape[1], head_dim, value_dim, shadow.bits),
+        **_constants(keys.shape[1], head_dim, value_dim, shadow.format),
         num_warps=_WARPS,
         enable_fp_fusion=False,
     )
 
 
-def _constants(kv_heads: int, head_dim: int, value_dim: int, bits: int) -> dict[str, Any]:
+def _constants(kv_heads: int, head_dim: int, value_dim: int, format: ShadowFormat) -> dict[str, Any]:
     return {
         "KV_HEADS": kv_heads,
         "HEAD_DIM": head_dim,
         "VALUE_DIM": value_dim,
-        "BITS": bits,
+        "FORMAT": format,
         "ROWS": _ROWS,
         "KEY_COLS": triton.next_power_of_2(head_dim),
         "VALUE_COLS": triton.next_power_of_2(value_dim),
@@ -76,7 +77,7 @@ def _store_kernel(
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
-    BITS: tl.constexpr,
+    FORMAT: tl.constexpr,
     ROWS: tl.constexpr,
     KEY_COLS: tl.constexpr,
     VALUE_COLS: tl.constexpr,
@@ -92,18 +93,11 @@ def _store_kernel(
     key_rows = keys + slot * key_stride + head * HEAD_DIM
     value_rows = values + slot * value_stride + head * VALUE_DIM
 
-    columns = tl.arange(0, KEY_COLS)
-    x = _load(key_rows, columns, HEAD_DIM, used)
-    if BITS == 8:
-        scale = _scale(tl.max(tl.abs(x), 1), 127.0, EMULATED)
-        _store(key_levels, shadow_row, columns, HEAD_DIM, used, _levels(x, scale, 0.0, -127.0, 127.0))
-        tl.store(key_scales + shadow_row, scale.to(tl.bfloat16), mask=used)
-        columns = tl.arange(0, VALUE_COLS)
-        x = _load(value_rows, columns, VALUE_DIM, used)
-        scale = _scale(tl.max(tl.abs(x), 1), 127.0, EMULATED)
-        _store(value_levels, shadow_row, columns, VALUE_DIM, used, _levels(x, scale, 0.0, -127.0, 127.0))
-        tl.store(value_scales + shadow_row, scale.to(tl.bfloat16), mask=used)
+    if FORMAT != "int4":
+        _store_plain(key_rows, key_levels, key_scales, shadow_row, used, HEAD_DIM, KEY_COLS, FORMAT, EMULATED)
+        _store_plain(value_rows, value_levels, value_scales, shadow_row, used, VALUE_DIM, VALUE_COLS, FORMAT, EMULATED)
     else:
+        x = _load(key_rows, tl.arange(0, KEY_COLS), HEAD_DIM, used)
         x = rotate(x, ROWS, KEY_COLS, STEPS, NORM)
         scale = _scale(tl.max(tl.abs(x), 1), 8.0, EMULATED)
         levels = _levels(x, scale, 7.5, 0.0, 15.0)
@@ -118,6 +112,33 @@ def _store_kernel(
         levels = _levels(x, scale, 7.5, 0.0, 15.0) | _levels(y, scale, 7.5, 0.0, 15.0) << 4
         _store(value_levels, shadow_row, byte, VALUE_DIM // 2, used, levels)
         tl.store(value_scales + shadow_row, scale.to(tl.bfloat16), mask=used)
+
+
+@triton.jit
+def _store_plain(
+    rows,
+    levels,
+    scales,
+    shadow_row,
+    used,
+    SIZE: tl.constexpr,
+    COLS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """A byte a dimension."""
+    columns = tl.arange(0, COLS)
+    x = _load(rows, columns, SIZE, used)
+    largest = tl.max(tl.abs(x), 1)
+    if FORMAT == "fp8":
+        scale = _scale(largest, 448.0, EMULATED)
+        inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
+        block = fp8_code(x * inverse[:, None])
+    else:
+        scale = _scale(largest, 127.0, EMULATED)
+        block = _levels(x, scale, 0.0, -127.0, 127.0)
+    _store(levels, shadow_row, columns, SIZE, used, block)
+    tl.store(scales + shadow_row, scale.to(tl.bfloat16), mask=used)
 
 
 @triton.jit
@@ -151,12 +172,16 @@ _POINTERS = {"slots": "*i64", "key_scales": "*bf16", "value_scales": "*bf16"}
 _INTEGERS = dict.fromkeys(("rows", "key_stride", "value_stride"), "i32")
 
 
-def _spec(bits: int, kv_heads: int, dim: int) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    levels = "*u8" if bits == 4 else "*i8"
+def _spec(format: ShadowFormat, kv_heads: int, dim: int) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    levels = "*i8" if LEVELS[format].dtype == torch.int8 else "*u8"
     types = {"keys": "*bf16", "values": "*bf16", "key_levels": levels, "value_levels": levels, **_POINTERS, **_INTEGERS}
-    constants = {**_constants(kv_heads, dim, dim, bits), "EMULATED": False}
+    constants = {**_constants(kv_heads, dim, dim, format), "EMULATED": False}
     signature = {name: types.get(name, "constexpr") for name in _store_kernel.arg_names}
     return _store_kernel, signature, constants
 
 
-SPECS = [_spec(4, 4, 128), _spec(8, 4, 128), _spec(4, 2, 64), _spec(4, 2, 96), _spec(8, 2, 80)]
+SPECS = [
+    *(_spec(format, 4, 128) for format in ("int4", "int8", "fp8")),
+    *(_spec("int4", 2, dim) for dim in (64, 96)),
+    *(_spec(format, 2, 80) for format in ("int8", "fp8")),
+]

@@ -12,7 +12,8 @@
 # take back. Even and odd dimensions of a key, and the halves of 32 dimensions of a value, are products of their own,
 # so nibbles are never interleaved.
 #
-# Bound by memory traffic at large batch * context: 136 bytes a key and KV head at int4 and head_dim 128, 512 at bf16.
+# Bound by memory traffic at large batch * context: 136 bytes a key and KV head at int4 and head_dim 128, 264 at int8
+# and fp8, 512 at bf16.
 from __future__ import annotations
 
 from typing import Any
@@ -22,6 +23,7 @@ import triton
 import triton.language as tl
 
 from sglang_er.kernels.kv_shadow import KvShadow
+from sglang_er.kernels.triton.fp8 import FP8_CONVERTED, converts_fp8
 from sglang_er.kernels.triton.paged_attention_kernel import attend_kernel
 from sglang_er.kernels.triton.paged_attention_merge import merge_kernel, merge_lanes
 from sglang_er.kernels.triton.rotation import rotation_norm, rotation_steps
@@ -67,7 +69,7 @@ def paged_attention(
     parts: tuple[torch.Tensor | None, ...] = (None, None, None, None)
     if shadow is not None:
         parts = (shadow.keys, shadow.values, shadow.key_scales, shadow.value_scales)
-    constants, options = _constants(q.dtype, keys.dtype, head_dim, value_dim, shadow.bits if shadow else 0)
+    constants, options = _constants(q.dtype, keys.dtype, head_dim, value_dim, _format_for(shadow, q.device))
     requests = rows.shape[0]
     for token in range(0, tokens, chunk):
         count = min(chunk, tokens - token)
@@ -105,8 +107,15 @@ def paged_attention(
         merge_lanes(sums, stats, query_begin, context_lens, requests, token, count, window, SPLIT, out)
 
 
+def _format_for(shadow: KvShadow | None, device: torch.device) -> str:
+    """As the kernel's constexpr has it."""
+    if shadow is None:
+        return "none"
+    return FP8_CONVERTED if shadow.format == "fp8" and converts_fp8(device) else shadow.format
+
+
 def _constants(
-    q_dtype: torch.dtype, pool_dtype: torch.dtype, head_dim: int, value_dim: int, bits: int
+    q_dtype: torch.dtype, pool_dtype: torch.dtype, head_dim: int, value_dim: int, format: str
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Constants that depend on types and sizes, and launch options."""
     same = q_dtype == pool_dtype
@@ -115,7 +124,7 @@ def _constants(
     constants = {
         "HEAD_DIM": head_dim,
         "VALUE_DIM": value_dim,
-        "BITS": bits,
+        "FORMAT": format,
         # Keys a step: part of the bits, so the same with and without a shadow. Fewer where a key takes more registers.
         "KEYS": 32 if wide else 64,
         "KEY_COLS": max(32, triton.next_power_of_2(head_dim)),
@@ -137,17 +146,17 @@ _INTEGERS = ("requests", "first_token", "exact_newest", "window", "q_stride", "k
 _TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def _attend_spec(heads: int, kv_heads: int, dim: int, bits: int, dtype: torch.dtype) -> Any:
+def _attend_spec(heads: int, kv_heads: int, dim: int, format: str, dtype: torch.dtype) -> Any:
     name = f"*{_TYPE_NAMES[dtype]}"
     types = {"q": name, "keys": name, "values": name, "table": "*i32", "scale": "fp32"}
     types |= {"rows": "*i64", "query_begin": "*i64", "context_lens": "*i64"}
     types |= dict.fromkeys(("sums", "maxima", "totals"), "*fp32") | dict.fromkeys((*_INTEGERS, "table_stride"), "i32")
-    constants, _ = _constants(dtype, dtype, dim, dim, bits)
+    constants, _ = _constants(dtype, dtype, dim, dim, format)
     constants |= {"KV_HEADS": kv_heads, "GROUP": heads // kv_heads, "ROWS": 16, "SPLIT": SPLIT, "LANES": LANES}
     constants["EMULATED"] = False
     shadow = ("key_levels", "value_levels", "key_scales", "value_scales", "valid")
-    if bits:
-        levels = "*u8" if bits == 4 else "*i8"
+    if format != "none":
+        levels = "*i8" if format == "int8" else "*u8"
         types |= dict(zip(shadow, (levels, levels, "*bf16", "*bf16", "*u8"), strict=True))
     else:
         constants |= dict.fromkeys(shadow)
@@ -166,11 +175,15 @@ def _merge_spec(heads: int, dim: int, out: torch.dtype) -> Any:
 
 
 SPECS = [
-    *(_attend_spec(heads, 4, 128, bits, torch.bfloat16) for heads in (28, 16, 32) for bits in (4, 8, 0)),
-    _attend_spec(14, 2, 64, 4, torch.bfloat16),
-    _attend_spec(14, 2, 96, 4, torch.float16),
-    _attend_spec(8, 4, 256, 4, torch.bfloat16),
-    _attend_spec(14, 2, 64, 4, torch.float32),
+    *(
+        _attend_spec(heads, 4, 128, format, torch.bfloat16)
+        for heads in (28, 16, 32)
+        for format in ("int4", "int8", "fp8", FP8_CONVERTED, "none")
+    ),
+    _attend_spec(14, 2, 64, "int4", torch.bfloat16),
+    *(_attend_spec(14, 2, 96, format, torch.float16) for format in ("int4", "fp8", FP8_CONVERTED)),
+    *(_attend_spec(8, 4, 256, format, torch.bfloat16) for format in ("int4", "fp8", FP8_CONVERTED)),
+    *(_attend_spec(14, 2, 64, format, torch.float32) for format in ("int4", "fp8", FP8_CONVERTED)),
     _merge_spec(28, 128, torch.bfloat16),
     _merge_spec(28, 128, torch.float32),
 ]

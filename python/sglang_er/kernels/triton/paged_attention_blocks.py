@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang_er.kernels.triton.fp8 import converted_fp8, fp8_operand
 from sglang_er.kernels.triton.rounding import to_operand
 
 
@@ -42,17 +43,18 @@ def shadow_scores(
     mask,
     HEAD_DIM: tl.constexpr,
     COLS: tl.constexpr,
-    BITS: tl.constexpr,
+    FORMAT: tl.constexpr,
     KEY_TYPE: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
     """``query . levels`` of the (slot, head) rows, without scales."""
-    SIZE: tl.constexpr = HEAD_DIM * BITS // 8
-    at = tl.arange(0, COLS * BITS // 8)
+    LEVELS: tl.constexpr = 2 if FORMAT == "int4" else 1  # a byte
+    SIZE: tl.constexpr = HEAD_DIM // LEVELS
+    at = tl.arange(0, COLS // LEVELS)
     pointers = levels + (rows * SIZE)[None, :] + at[:, None]
     block = tl.load(pointers, mask=mask[None, :] & (at < SIZE)[:, None], other=0)
-    if BITS == 8:
-        scores = tl.dot(first_query, int8_operand(block, KEY_TYPE, EMULATED), input_precision="ieee")
+    if FORMAT != "int4":
+        scores = tl.dot(first_query, byte_operand(block, FORMAT, KEY_TYPE, EMULATED), input_precision="ieee")
     else:
         even, odd = int4_operands(block, KEY_TYPE, EMULATED)
         scores = tl.dot(first_query, even, input_precision="ieee")
@@ -71,19 +73,19 @@ def add_shadow(
     mask,
     VALUE_DIM: tl.constexpr,
     COLS: tl.constexpr,
-    BITS: tl.constexpr,
+    FORMAT: tl.constexpr,
     VALUE_TYPE: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
     """Adds ``weights @ levels`` to the two halves; int4 levels count ``int4_offset`` too much."""
-    SIZE: tl.constexpr = VALUE_DIM * BITS // 8
+    SIZE: tl.constexpr = VALUE_DIM // 2 if FORMAT == "int4" else VALUE_DIM
     at = tl.arange(0, COLS // 2)
     pointers = levels + (rows * SIZE)[:, None] + at[None, :]
     block = tl.load(pointers, mask=mask[:, None] & (at < SIZE)[None, :], other=0)
-    if BITS == 8:
-        first = int8_operand(block, VALUE_TYPE, EMULATED)
+    if FORMAT != "int4":
+        first = byte_operand(block, FORMAT, VALUE_TYPE, EMULATED)
         block = tl.load(pointers + COLS // 2, mask=mask[:, None] & (at + COLS // 2 < SIZE)[None, :], other=0)
-        second = int8_operand(block, VALUE_TYPE, EMULATED)
+        second = byte_operand(block, FORMAT, VALUE_TYPE, EMULATED)
     else:
         first, second = int4_operands(block, VALUE_TYPE, EMULATED)
     first_sum = tl.dot(weights, first, first_sum, input_precision="ieee")
@@ -102,9 +104,13 @@ def soften(scores, top, total):
 
 
 @triton.jit
-def int8_operand(block, dtype: tl.constexpr, EMULATED: tl.constexpr):
-    """Exact: 127 has 7 bits."""
-    if EMULATED:
+def byte_operand(block, FORMAT: tl.constexpr, dtype: tl.constexpr, EMULATED: tl.constexpr):
+    """Exact: 127 has 7 bits, an fp8 number 4."""
+    if FORMAT == "fp8":
+        return fp8_operand(block, dtype, EMULATED)
+    elif FORMAT == "fp8_converted":
+        return converted_fp8(block, dtype, EMULATED)
+    elif EMULATED:
         return to_operand(block.to(tl.float32), dtype, EMULATED)
     else:
         return block.to(dtype)

@@ -53,7 +53,7 @@ def attend_kernel(
     LANES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
-    BITS: tl.constexpr,
+    FORMAT: tl.constexpr,
     KEYS: tl.constexpr,
     KEY_COLS: tl.constexpr,
     VALUE_COLS: tl.constexpr,
@@ -78,7 +78,7 @@ def attend_kernel(
     pointers = q + token.to(tl.int64) * q_stride + (head * HEAD_DIM)[:, None] + dims[None, :]
     query = tl.load(pointers, mask=(row < GROUP)[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
     pool_query = to_operand(query, POOL_TYPE, EMULATED)
-    if BITS == 4:  # rotated, in even and odd dimensions
+    if FORMAT == "int4":  # rotated, in even and odd dimensions
         rotated = rotate(query.to(tl.float32), ROWS, KEY_COLS, STEPS, NORM)
         even, odd = tl.split(tl.reshape(rotated, (ROWS, KEY_COLS // 2, 2)))
         first_query = to_operand(even, KEY_TYPE, EMULATED)
@@ -92,7 +92,7 @@ def attend_kernel(
     keys += kv_head * HEAD_DIM
     values += kv_head * VALUE_DIM
     column = tl.arange(0, VALUE_COLS // 2)
-    if BITS == 4:  # the dimensions of a byte's low and high nibble
+    if FORMAT == "int4":  # the dimensions of a byte's low and high nibble
         first_dims = column // 16 * 32 + column % 16
         second_dims = first_dims + 16
     else:
@@ -111,7 +111,7 @@ def attend_kernel(
                 start = tl.maximum(part * SPLIT, begin // KEYS * KEYS)
                 stop = tl.minimum(part * SPLIT + SPLIT, end)
                 middle = start
-                if BITS:
+                if FORMAT != "none":
                     middle = tl.maximum(start, tl.minimum(tl.cdiv(old, KEYS) * KEYS, stop))
                     for block in range(start, middle, KEYS):
                         position = block + tl.arange(0, KEYS)
@@ -130,7 +130,7 @@ def attend_kernel(
                             stored,
                             HEAD_DIM,
                             KEY_COLS,
-                            BITS,
+                            FORMAT,
                             KEY_TYPE,
                             EMULATED,
                         )
@@ -145,7 +145,7 @@ def attend_kernel(
                         value_scale = tl.load(value_scales + shadow_row, mask=stored, other=0.0).to(tl.float32)
                         scaled = tl.where(stored[None, :], weights * value_scale[None, :], 0.0)
                         scaled = to_operand(scaled, VALUE_TYPE, EMULATED)
-                        if BITS == 4:
+                        if FORMAT == "int4":
                             ones = tl.full([KEYS, 8], 1.0, scaled.dtype)
                             weight_sum = tl.dot(scaled, ones, weight_sum * factor[:, None], input_precision="ieee")
                         first_sum, second_sum = add_shadow(
@@ -157,7 +157,7 @@ def attend_kernel(
                             stored,
                             VALUE_DIM,
                             VALUE_COLS,
-                            BITS,
+                            FORMAT,
                             VALUE_TYPE,
                             EMULATED,
                         )
@@ -194,7 +194,7 @@ def attend_kernel(
                         second_dims,
                         VALUE_DIM,
                     )
-            if BITS == 4:
+            if FORMAT == "int4":
                 excess = tl.max(weight_sum, 1)[:, None] * int4_offset(VALUE_TYPE)
                 first_sum -= excess
                 second_sum -= excess
