@@ -26,7 +26,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # a kernel that is interpreted cannot 
 OPS = (
     *("quantize_pack", "dequantize", "w4a16_linear", "w4a16_experts"),
     *("kv_shadow_store", "paged_attention"),
-    *("softmax_rows", "sample_rows", "verify_chain"),
+    *("softmax_rows", "sample_rows", "draft_sample", "choose_seeded", "verify_chain"),
 )
 
 

@@ -17,7 +17,7 @@ from sglang_er.kernels.source_key import source_key
 from sglang_er.models.sizes import PublicSize, public_size
 from sglang_er.models.tiny import TINY, Shape
 
-from . import bench_works, clock
+from . import bench_sampling, bench_works, clock
 from .bench_works import ATTENTION, DTYPE, TORCH, Heads, Make
 from .sections import Cell, Context, Options, Section, Skip
 
@@ -54,11 +54,14 @@ def cells(options: Options) -> Sequence[Cell]:
     for op, make in (
         ("w4a16_experts", partial(bench_works.experts, DRY_MIXTURE if dry else MIXTURE, DRY_ROUTED if dry else ROUTED)),
         ("kv_shadow_store", partial(bench_works.store, heads, DRY_STORED if dry else STORED)),
-        ("softmax_rows", partial(bench_works.softmax, sizes)),
-        ("sample_rows", partial(bench_works.sample, sizes)),
-        ("verify_chain", partial(bench_works.chain, sizes)),
+        ("softmax_rows", partial(bench_sampling.softmax, sizes)),
+        ("sample_rows", partial(bench_sampling.sample, sizes)),
+        ("draft_sample", partial(bench_sampling.draft, sizes)),
+        ("choose_seeded", partial(bench_sampling.choose, sizes)),
+        ("verify_chain", partial(bench_sampling.chain, sizes)),
     ):
-        found += _cells(op, _names(op, device), "", make)
+        composed = [TORCH] if op in bench_sampling.COMPOSED else []
+        found += _cells(op, [*_names(op, device), *composed], "", make)
     return [*found, *_for_the_table(heads, dry, device)]
 
 

@@ -1,5 +1,6 @@
-"""What section `bench_kernels` times: calls of an op on memory that rotates, by label, with the sizes that the table of
-measured times and the simulator compute with (`at`: as `kernels/size_classes.py` names them).
+"""What section `bench_kernels` times, but for sampling (`bench_sampling.py`): calls of an op on memory that rotates, by
+label, with the sizes that the table of measured times and the simulator compute with (`at`: as
+`kernels/size_classes.py` names them).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch.nn.functional as functional
 from sglang_er import kernels
 from sglang_er.bench.linear import Layer, clone
 from sglang_er.kernels import KvShadow, registry, size_classes
-from sglang_er.kernels.chain_ops import verify_chain
 from sglang_er.kernels.kv_shadow import ShadowFormat
 
 from . import clock
@@ -25,7 +25,6 @@ GROUP = 128
 DTYPE = torch.bfloat16
 TORCH = "torch"
 EXACT_NEWEST = 32
-GAMMA = 3
 SHADOWS: tuple[ShadowFormat, ...] = ("int4", "fp8")
 # Query tokens a request, format of the shadow.
 ATTENTION: dict[str, tuple[int, ShadowFormat | None]] = {
@@ -173,41 +172,4 @@ def store(heads: Heads, counts: Sequence[int], name: str, device: str) -> dict[s
         ]
         facts = {"at": size_classes.storing(count, kv_heads, dim, format)}
         found[f"{count} slots {format}"] = Work(runs, read + shadow.nbytes * count // slots_in_all, facts)
-    return found
-
-
-def softmax(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
-    found = {}
-    for rows, cols in sizes:
-        logits = torch.randn(rows, cols, device=device)
-        out, warmth = torch.empty_like(logits), torch.ones(rows, device=device)
-        copies = [logits.clone() for _ in range(clock.copies_for(logits.nbytes, device))]
-        runs = [partial(kernels.softmax_rows, c, warmth, out, implementation=name) for c in copies]
-        found[f"{rows}x{cols}"] = Work(runs, logits.nbytes + out.nbytes)
-    return found
-
-
-def sample(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
-    found = {}
-    for rows, cols in sizes:
-        weights = torch.randn(rows, cols, device=device).mul_(3).softmax(-1)
-        coins = torch.rand(rows, dtype=torch.float64, device=device)
-        copies = [weights.clone() for _ in range(clock.copies_for(weights.nbytes, device))]
-        runs = [partial(kernels.sample_rows, c, coins, implementation=name) for c in copies]
-        found[f"{rows}x{cols}"] = Work(runs, weights.nbytes)
-    return found
-
-
-def chain(sizes: Sequence[tuple[int, int]], name: str, device: str) -> dict[str, Work]:
-    """At worst a row of p and one of q are read; the drafts' own probabilities are single values."""
-    found = {}
-    for rows, cols in sizes:
-        p = torch.randn(rows, GAMMA + 1, cols, device=device).mul_(3).softmax(-1)
-        q = p[:, :GAMMA].flip(0).contiguous()
-        drafts = q.argmax(-1)
-        coins = torch.rand(rows, GAMMA + 1, dtype=torch.float64, device=device)
-        accept, resample = coins[:, :GAMMA], coins[:, GAMMA].contiguous()
-        copies = [(p.clone(), q.clone()) for _ in range(clock.copies_for(p.nbytes + q.nbytes, device))]
-        runs = [partial(verify_chain, a, b, drafts, accept, resample, implementation=name) for a, b in copies]
-        found[f"{rows}x{cols}"] = Work(runs, 2 * rows * cols * p.element_size())
     return found

@@ -110,6 +110,36 @@ def _sample_cases(small: bool) -> list[Case]:
     )
 
 
+def _draft_cases(small: bool) -> list[Case]:
+    sizes = [(3, 97), (4, 1500)] if small else [(1, 152064), (64, 152064), (129, 4097), (3, 17)]
+    made = [
+        (r, v, filters, dtype)
+        for r, v in sizes
+        for filters, dtype in (
+            ("", FP32),
+            ("k", FP32),
+            ("p", FP32),
+            ("m", FP32),
+            ("kpm", FP32),
+            ("", BF16),
+            ("kpm", BF16),
+        )
+    ]
+    named = [
+        (f"{r}x{v} filters {f or 'none'} {NAMES[d]}", partial(sampling_makers.draft_sample, r, v, f, d))
+        for r, v, f, d in made
+    ]
+    return _listed("draft_sample", named)
+
+
+def _seeded_cases(small: bool) -> list[Case]:
+    sizes = [(3, 97), (2, 1500)] if small else [(1, 152064), (64, 152064), (129, 4097), (3, 17)]
+    named = [
+        (f"{r}x{v} {NAMES[d]}", partial(sampling_makers.choose_seeded, r, v, d)) for r, v in sizes for d in (BF16, FP32)
+    ]
+    return _listed("choose_seeded", named)
+
+
 def _chain_cases(small: bool) -> list[Case]:
     sizes = [(4, 2, 97), (3, 5, 64)] if small else [(1, 3, 152064), (64, 3, 152064), (33, 7, 4097), (5, 1, 97)]
     named = [(f"{r}x{v} gamma {g}", partial(sampling_makers.verify_chain, r, g, v)) for r, g, v in sizes]
@@ -151,7 +181,9 @@ def _store_cases(small: bool) -> list[Case]:
 
 _CASES: dict[str, Callable[[bool], list[Case]]] = {
     "bf16_linear": _bf16_cases,
+    "choose_seeded": _seeded_cases,
     "dequantize": _dequantize_cases,
+    "draft_sample": _draft_cases,
     "kv_shadow_store": _store_cases,
     "paged_attention": _attention_cases,
     "quantize_pack": _quantize_cases,

@@ -8,8 +8,10 @@ import torch
 
 from sglang_er import kernels
 from sglang_er.kernels.chain_ops import verify_chain as chain_op
+from sglang_er.kernels.sampling_ops import choose_seeded as seeded_op
+from sglang_er.kernels.sampling_ops import draft_sample as sample_op
 
-from .kernel_makers import FP32, Draw, Guarded, Prepared
+from .kernel_makers import FP32, REFERENCE, Draw, Guarded, Prepared
 
 # Sums in fp64 that differ in their order only; in fp32 they would be off by a thousand times as much.
 DRAW_TOLERANCE = 1e-10
@@ -26,6 +28,63 @@ def softmax_rows(rows: int, cols: int, dtype: torch.dtype, draw: Draw) -> Prepar
         kernels.softmax_rows(logits, temperatures, guarded.poison(), implementation=implementation)
 
     return Prepared(call, lambda: guarded.error(truth), 1e-5)
+
+
+def draft_sample(rows: int, cols: int, filters: str, dtype: torch.dtype, draw: Draw) -> Prepared:
+    """`filters`: which the batch has, of "k", "p" and "m"; row 0 has none. The error is q's, infinite if another set is
+    kept (see `_beyond_the_boundary`) or the token is not the coin's."""
+    logits = (draw.normal(rows, cols + 8) * 4).to(dtype)[:, :cols]
+    logits[:, :: max(2, cols // 9)] = -math.inf
+    temperatures = torch.linspace(0.3, 1.7, rows, device=draw.device)
+    spread = torch.rand(rows, generator=draw.generator).to(draw.device)
+    given = {
+        "top_ks": (cols**spread).to(torch.int32) if "k" in filters else None,
+        "top_ps": spread.flip(0).sqrt() if "p" in filters else None,
+        "min_ps": spread**8 if "m" in filters else None,
+    }
+    for column, none in zip(given.values(), (0, 1.0, 0.0)):
+        if column is not None:
+            column[0] = none
+    coins = draw.coins(rows)
+    coins[0], coins[-1] = 0.0, 1.0 - 2.0**-53
+    _, truth = sample_op(logits.double(), temperatures, coins, **given, implementation=REFERENCE)
+    guarded, drawn = Guarded(rows, cols, FP32, draw.device), torch.empty(0)
+
+    def call(implementation: str) -> None:
+        nonlocal drawn
+        drawn, _ = sample_op(logits, temperatures, coins, **given, out=guarded.poison(), implementation=implementation)
+
+    def error() -> float:
+        q = guarded.out
+        if _beyond_the_boundary(q, truth, logits) or off_the_coin(q.double(), coins, drawn) > DRAW_TOLERANCE:
+            return math.inf
+        same = ((q > 0) == (truth > 0)).all(-1, keepdim=True)
+        return guarded.error(torch.where(same, truth, q))
+
+    return Prepared(call, error, 1e-5)
+
+
+def _beyond_the_boundary(q: torch.Tensor, truth: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether q keeps or leaves tokens that are further than rounding from the last one that `truth` keeps. Not counted
+    is less than 1e-5 of the mass: where SGLang's fp32 sums, which CPUs have, come above a top_p of 1."""
+    last = torch.where(truth > 0, logits.double(), math.inf).amin(-1, keepdim=True)
+    wrong = ((q > 0) != (truth > 0)) & ((logits.double() - last).abs() > 1e-5 * last.abs() + 1e-5)
+    return not bool(((torch.maximum(q, truth) * wrong).sum(-1) < 1e-5).all())
+
+
+def choose_seeded(rows: int, cols: int, dtype: torch.dtype, draw: Draw) -> Prepared:
+    logits = (draw.normal(rows, cols + 8) * 2).to(dtype)[:, :cols]
+    logits[:, 1 :: max(2, cols // 9)] = -math.inf
+    temperatures = torch.linspace(0.3, 1.7, rows, device=draw.device)
+    seeds, positions = (draw.coins(rows) * 2**62).to(torch.int64), torch.arange(rows, device=draw.device) * 977
+    truth = seeded_op(logits.double(), temperatures, seeds, positions, implementation=REFERENCE)
+    found = torch.empty(0)
+
+    def call(implementation: str) -> None:
+        nonlocal found
+        found = seeded_op(logits, temperatures, seeds, positions, implementation=implementation)
+
+    return Prepared(call, lambda: float((found != truth).double().mean()), 0.0)
 
 
 def sample_rows(rows: int, chain: int, cols: int, draw: Draw) -> Prepared:

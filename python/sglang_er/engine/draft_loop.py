@@ -93,7 +93,9 @@ class DraftLoop:
         drafted = DraftedChain()
         # The next pass overwrites the buffers, and tokens are still copied to the host then.
         drafted.tokens = list(tokens[:, :rows].clone())
-        drafted.probs = [] if probs is None else list(probs[:, :rows])
+        if probs is not None:
+            drafted.in_one = probs[:, :rows]
+            drafted.probs = list(drafted.in_one)
         return drafted
 
     def record(self, seconds: float) -> None:
@@ -158,12 +160,10 @@ class DraftLoop:
         last = self._bonus[:bucket]
         self._attention.shadow = self._shadow if key.shadow else None
         for step in range(key.gamma):
-            drafted = DraftedChain()
             positions = self._committed[:bucket] + step
-            last = sampler.draft(self._logits(bucket, step, last, positions), positions, drafted)
+            logits = self._logits(bucket, step, last, positions)
+            last = sampler.draft(logits, positions, DraftedChain(), None if probs is None else probs[step])
             tokens[step].copy_(last)
-            if probs is not None:
-                probs[step].copy_(drafted.probs[0])
 
     def _logits(self, bucket: int, step: int, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """[bucket, V] of the twin after `tokens` at `positions`."""

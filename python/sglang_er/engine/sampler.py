@@ -17,7 +17,9 @@ from sglang.srt.environ import envs
 from sglang.srt.layers.sampler import sampling_from_probs_torch, top_k_top_p_min_p_sampling_from_probs_torch
 
 from sglang_er import kernels
-from sglang_er.sampling.chain import ChainResult, sample_rows, verify_chain, verify_choices
+from sglang_er.kernels.registry import REFERENCE
+from sglang_er.sampling.chain import ChainResult, verify_chain, verify_choices
+from sglang_er.sampling.draft import draft_sample
 from sglang_er.sampling.filters import FilterParams, filtered_probs
 
 if TYPE_CHECKING:
@@ -26,16 +28,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class DraftedChain:
-    """tokens: one int64 [B] per drafted position; probs: the q [B, V] each was drawn from (rejection only);
-    confidences: one list [B] per position, where the draft may stop early; logprobs: one float [B] per position, where
-    drafts are scored; seconds: of the draft pass, nan if unknown.
+    """tokens: one int64 [B] per drafted position; probs: the q [B, V] each was drawn from (rejection only); in_one:
+    the same as [gamma, B, V], where they are views of one buffer; confidences: one list [B] per position, where the
+    draft may stop early; logprobs: one float [B] per position, where drafts are scored; seconds: of the draft pass, nan
+    if unknown.
     """
 
     tokens: list[torch.Tensor] = field(default_factory=list)
     probs: list[torch.Tensor] = field(default_factory=list)
+    in_one: torch.Tensor | None = None
     confidences: list[list[float]] = field(default_factory=list)
     logprobs: list[torch.Tensor] = field(default_factory=list)
     seconds: float = math.nan
+
+    def q(self) -> torch.Tensor:
+        """What the tokens were drawn from, [B, gamma, V]; strided, not copied, where a whole pass left it."""
+        return torch.stack(self.probs, dim=1) if self.in_one is None else self.in_one.transpose(0, 1)
 
 
 def filter_params(info: SamplingBatchInfo) -> FilterParams:
@@ -80,16 +88,22 @@ class StepSampler:
     def rule(self) -> str:
         return "greedy" if self.greedy else "rejection" if self.seeds is None else "seeded"
 
-    def draft(self, logits: torch.Tensor, positions: torch.Tensor, drafted: DraftedChain) -> torch.Tensor:
-        """Choose one draft per row from the twin's logits [R, V] at `positions` [R]; recorded in `drafted`."""
+    def draft(
+        self,
+        logits: torch.Tensor,
+        positions: torch.Tensor,
+        drafted: DraftedChain,
+        probs: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Choose one draft per row from the twin's logits [R, V] at `positions` [R]; recorded in `drafted`.
+        `probs` fp32 [R, V]: where q is written (rejection only), fresh memory without it."""
         if self.greedy:
             tokens = logits.argmax(dim=-1)
         elif self.seeds is not None:
-            tokens = self._seeded(logits, self.params, self.seeds, positions)
+            tokens = self._seeded_draft(logits, self.seeds, positions)
         else:
-            probs = filtered_probs(logits, self.params)
+            tokens, probs = draft_sample(logits, self.params, probs)
             drafted.probs.append(probs)
-            tokens = sample_rows(probs)
         drafted.tokens.append(tokens)
         return tokens
 
@@ -127,7 +141,16 @@ class StepSampler:
             choices = self._seeded(logits, params, self.seeds.repeat_interleave(gamma + 1), positions)
             return verify_choices(choices.view(-1, gamma + 1), drafts)
         p = filtered_probs(logits, params, in_place).view(drafts.shape[0], gamma + 1, -1)
-        return verify_chain(p, torch.stack(drafted.probs, dim=1), drafts)
+        return verify_chain(p, drafted.q(), drafts)
+
+    def _seeded_draft(self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """As `_seeded`, by one kernel where there is one: fp32's last bit may make it another token, which then is not
+        the target's choice and is not kept. Under filters the noise goes by sorted rank, which is left to SGLang."""
+        device, op = logits.device.type, "choose_seeded"
+        fused = self.params.unfiltered and device != "cpu"
+        if not fused or kernels.active_implementation(op, device, logits.dtype) == REFERENCE:
+            return self._seeded(logits, self.params, seeds, positions)
+        return kernels.choose_seeded(logits, self.params.temperatures.flatten(), seeds, positions)
 
     @staticmethod
     def _seeded(

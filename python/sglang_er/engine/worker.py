@@ -84,9 +84,9 @@ class EfficientRolloutWorker(WorkerBase):
 
     def _kernels(self, device: str) -> str:
         """Who computes which op of a draft pass."""
-        dtypes = {"sample_rows": torch.float32, "verify_chain": torch.float32}
+        dtypes = dict.fromkeys(("draft_sample", "choose_seeded", "verify_chain"), torch.float32)
         ops = ["quantize_pack", "w4a16_linear", "paged_attention", "kv_shadow_store"]
-        ops += ["softmax_rows", "sample_rows", "verify_chain"]
+        ops += ["softmax_rows", "draft_sample", "verify_chain", *([] if device == "cpu" else ["choose_seeded"])]
         chosen = {op: registry.describe(op, device, dtypes.get(op, self.model_runner.dtype)) for op in ops}
         return ", ".join(f"{op} {name}" for op, name in chosen.items())
 

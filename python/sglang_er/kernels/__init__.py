@@ -10,7 +10,7 @@ from sglang_er.kernels.expert_ops import w4a16_experts
 from sglang_er.kernels.kv_shadow import KvShadow
 from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a8_linear, w4a16_linear
 from sglang_er.kernels.registry import active_implementation
-from sglang_er.kernels.sampling_ops import sample_rows, softmax_rows
+from sglang_er.kernels.sampling_ops import choose_seeded, draft_sample, sample_rows, softmax_rows
 
 __all__ = [
     "KvShadow",
@@ -18,7 +18,9 @@ __all__ = [
     "PackedWeight",
     "active_implementation",
     "bf16_linear",
+    "choose_seeded",
     "dequantize",
+    "draft_sample",
     "isa",
     "kv_shadow_store",
     "library_version",

@@ -14,7 +14,9 @@ import torch
 
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.kv_shadow import FORMATS, KvShadow, ShadowFormat
+from sglang_er.kernels.reference.choose_seeded import choose_seeded
 from sglang_er.kernels.reference.dequantize import dequantize
+from sglang_er.kernels.reference.draft_sample import draft_sample
 from sglang_er.kernels.reference.kv_shadow_store import kv_shadow_store
 from sglang_er.kernels.reference.paged_attention import paged_attention
 from sglang_er.kernels.reference.quantize_pack import quantize_pack
@@ -208,6 +210,45 @@ def _sample_rows(function: Function, draw: _Draw) -> str | None:
     return None
 
 
+def _draft_sample(function: Function, draw: _Draw) -> str | None:
+    """Without filters, with one, with all; distinct logits where they cut, as equal ones may be cut otherwise."""
+    logits = torch.full((4, 1100), -20.0, dtype=draw.dtype, device=draw.device)
+    for row in logits:
+        row[draw.permutation(1100, torch.int64)[:200]] = torch.arange(200, device=draw.device).to(draw.dtype) / 16
+    temperatures = torch.tensor([0.5, 1.0, 1.7, 3.0], device=draw.device)
+    filters = (
+        draw.ints([1, 0, 20, 199], torch.int32),
+        torch.tensor([0.9, 0.3, 0.99, 0.97], device=draw.device),
+        torch.tensor([0.0, 0.7, 0.011, 0.0007], device=draw.device),
+    )
+    for used in ((False,) * 3, (False, True, False), (True,) * 3):
+        top_ks, top_ps, min_ps = (column if use else None for column, use in zip(filters, used, strict=True))
+        coins = draw.coins(4)
+        results, truths = (
+            (torch.empty_like(coins, dtype=torch.int64), torch.empty_like(logits, dtype=torch.float32))
+            for _ in range(2)
+        )
+        shared = (logits, temperatures, top_ks, top_ps, min_ps, coins)
+        function(*shared, _poisoned(results[0]), _poisoned(results[1]))
+        draft_sample(*shared, *truths)
+        if not torch.equal(results[1] > 0, truths[1] > 0):
+            return f"keeps {(results[1] > 0).sum(-1).tolist()} tokens in place of {(truths[1] > 0).sum(-1).tolist()}"
+        if found := _near(results[1], truths[1]):
+            return found
+        if not torch.equal(results[0], truths[0]):
+            return f"drew {results[0].tolist()} in place of {truths[0].tolist()}"
+    return None
+
+
+def _choose_seeded(function: Function, draw: _Draw) -> str | None:
+    logits, temperatures = draw.normal(6, 5003), torch.linspace(0.3, 1.7, 6, device=draw.device)
+    seeds, positions = draw.ints([0, 42, 2**40 + 5, 2**62 + 7, 1, 2**31]), draw.ints([0, 7, 511, 1, 40000, 3])
+    result, truth = (torch.empty(6, dtype=torch.int64, device=draw.device) for _ in range(2))
+    function(logits, temperatures, seeds, positions, _poisoned(result))
+    choose_seeded(logits, temperatures, seeds, positions, truth)
+    return None if torch.equal(result, truth) else f"chose {result.tolist()} in place of {truth.tolist()}"
+
+
 def _verify_chain(function: Function, draw: _Draw) -> str | None:
     p, q = (draw.normal(4, width, 5003).float().relu().to(draw.dtype) for width in (4, 3))
     drafts = _drafts_of(q)
@@ -238,5 +279,7 @@ _CASES: dict[str, Callable[[Function, _Draw], str | None]] = {
     "paged_attention": _paged_attention,
     "softmax_rows": _softmax_rows,
     "sample_rows": _sample_rows,
+    "draft_sample": _draft_sample,
+    "choose_seeded": _choose_seeded,
     "verify_chain": _verify_chain,
 }

@@ -1,1 +1,1 @@
-"""Exact chain rejection sampling: filters, acceptance, and the noise of seeded sampling. No SGLang."""
+"""Exact chain rejection sampling: filters, drafting, acceptance. No SGLang."""

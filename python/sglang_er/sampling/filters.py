@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from sglang_er import kernels
+from sglang_er.kernels.ranked_filters import filter_ranked
 
 
 class FilterParams(NamedTuple):
@@ -60,12 +61,4 @@ def filtered_probs(logits: torch.Tensor, params: FilterParams, in_place: bool = 
         return kernels.softmax_rows(logits, params.temperatures.flatten(), out)
     # What lies on a filter's boundary is decided by the last bit, so here it is SGLang's own arithmetic.
     probs = torch.softmax(logits.float() / params.temperatures, dim=-1)
-    ranked, order = probs.sort(dim=-1, descending=True)
-    before = ranked.cumsum(dim=-1) - ranked
-    ranks = torch.arange(ranked.shape[-1], device=ranked.device)
-    keep = (ranks < params.top_ks[:, None]) & (before <= params.top_ps[:, None])
-    if params.need_min_p:
-        keep &= ranked >= ranked[:, :1] * params.min_ps[:, None]
-    ranked = torch.where(keep, ranked, 0.0)
-    ranked /= ranked.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(probs).scatter_(-1, order, ranked)
+    return filter_ranked(probs, params.top_ks, params.top_ps, params.min_ps if params.need_min_p else None)

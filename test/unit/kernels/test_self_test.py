@@ -11,7 +11,9 @@ import torch
 from sglang_er.kernels import registry, self_test
 
 OPS = (
+    "choose_seeded",
     "dequantize",
+    "draft_sample",
     "kv_shadow_store",
     "paged_attention",
     "quantize_pack",
@@ -54,6 +56,10 @@ def first_bit(tensor: torch.Tensor) -> None:
     tensor.view(torch.uint8).flatten()[0] ^= 1
 
 
+def keep_one_more(q: torch.Tensor) -> None:
+    q.view(-1)[(q == 0).flatten().nonzero()[:1]] = 1e-6
+
+
 @pytest.mark.parametrize(
     ("op", "spoil"),
     [
@@ -61,6 +67,9 @@ def first_bit(tensor: torch.Tensor) -> None:
         ("kv_shadow_store", lambda arguments: arguments[-1].values[90].bitwise_xor_(1)),
         ("paged_attention", lambda arguments: arguments[-1][1, 3, 7].add_(0.1)),
         ("sample_rows", lambda arguments: arguments[-1][2].add_(1)),
+        ("choose_seeded", lambda arguments: arguments[-1][4].add_(1)),
+        ("draft_sample", lambda arguments: arguments[-2][2].add_(1)),
+        ("draft_sample", lambda arguments: keep_one_more(arguments[-1])),
         ("verify_chain", lambda arguments: arguments[-2][1, 0].add_(1)),
         ("verify_chain", lambda arguments: arguments[-1][3].sub_(1)),
         ("softmax_rows", lambda arguments: arguments[-1][2, 4999].add_(0.01)),

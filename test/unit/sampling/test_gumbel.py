@@ -18,7 +18,7 @@ import torch
 from support.uniformity import Family, chi2_p_value
 
 from sglang_er.compat import torchvision_shim
-from sglang_er.sampling.gumbel import murmur_hash32
+from sglang_er.kernels.reference.murmur_hash import murmur_hash32
 
 MASK = 0xFFFFFFFF
 GOLDEN = {
@@ -110,7 +110,7 @@ import torch
 from sglang_er.compat import torchvision_shim
 torchvision_shim.install()
 from sglang.kernels.ops.sampling import murmur_hash
-from sglang_er.sampling.gumbel import murmur_hash32
+from sglang_er.kernels.reference.murmur_hash import murmur_hash32
 
 generator = torch.Generator().manual_seed(2)
 seeds = torch.cat([torch.randint(0, 2**63 - 1, (5,), generator=generator), torch.tensor([0, 1, 2**32, 42])])

@@ -21,8 +21,8 @@ from sglang_er.engine import compat
 from sglang_er.engine.cpu import executor
 from sglang_er.engine.cpu.attention import create_cpu_attention_backend
 from sglang_er.engine.cpu.platform import ATTENTION_BACKEND
+from sglang_er.kernels.reference.murmur_hash import murmur_hash32
 from sglang_er.sampling.chain import sample_rows
-from sglang_er.sampling.gumbel import murmur_hash32
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessor

@@ -29,26 +29,44 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _anchor(largest):
+def anchor(largest):
     """What to subtract: 0 where all is -inf, which would give NaN for a weight of 0."""
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 
 @triton.jit
-def _scale(temperatures, row):
+def scale_of(temperatures, row):
+    """log2(e) / temperature."""
     return (1.0 / tl.load(temperatures + row).to(tl.float64) * _LOG2_E).to(tl.float32)
+
+
+@triton.jit
+def measure(logits, temperatures, tops, sums, row, block, logits_row, blocks, size, BLOCK: tl.constexpr):
+    """tops[row, block]: the largest logit of the block; sums[row, block]: of e^((logit - largest) / temperature)."""
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    source = logits + row.to(tl.int64) * logits_row + columns
+    values = tl.load(source, mask=columns < size, other=float("-inf")).to(tl.float32)
+    top = tl.max(values, axis=0)
+    powers = tl.exp2((values - anchor(top)) * scale_of(temperatures, row))
+    tl.store(tops + row * blocks + block, top)
+    tl.store(sums + row * blocks + block, tl.sum(powers.to(tl.float64), axis=0))
+
+
+@triton.jit
+def join(temperatures, tops, sums, row, blocks, BLOCKS: tl.constexpr):
+    """What `measure` left of a row -> (what to subtract, log2(e) / temperature, the row's sum in fp64)."""
+    index = tl.arange(0, BLOCKS)
+    tops = tl.load(tops + row * blocks + index, mask=index < blocks, other=float("-inf"))
+    sums = tl.load(sums + row * blocks + index, mask=index < blocks, other=0.0)
+    scale = scale_of(temperatures, row)
+    top = anchor(tl.max(tops, axis=0))
+    return top, scale, tl.sum(sums * tl.exp2((tops - top) * scale).to(tl.float64), axis=0)
 
 
 @triton.jit
 def _measure(logits, temperatures, tops, sums, logits_row, blocks, size, BLOCK: tl.constexpr):
     row, block = tl.program_id(0), tl.program_id(1)
-    columns = block * BLOCK + tl.arange(0, BLOCK)
-    source = logits + row.to(tl.int64) * logits_row + columns
-    values = tl.load(source, mask=columns < size, other=float("-inf")).to(tl.float32)
-    top = tl.max(values, axis=0)
-    powers = tl.exp2((values - _anchor(top)) * _scale(temperatures, row))
-    tl.store(tops + row * blocks + block, top)
-    tl.store(sums + row * blocks + block, tl.sum(powers.to(tl.float64), axis=0))
+    measure(logits, temperatures, tops, sums, row, block, logits_row, blocks, size, BLOCK)
 
 
 @triton.jit
@@ -66,12 +84,7 @@ def _normalize(
     BLOCKS: tl.constexpr,
 ):
     row = tl.program_id(0)
-    index = tl.arange(0, BLOCKS)
-    tops = tl.load(tops + row * blocks + index, mask=index < blocks, other=float("-inf"))
-    sums = tl.load(sums + row * blocks + index, mask=index < blocks, other=0.0)
-    scale = _scale(temperatures, row)
-    top = _anchor(tl.max(tops, axis=0))
-    total = tl.sum(sums * tl.exp2((tops - top) * scale).to(tl.float64), axis=0)
+    top, scale, total = join(temperatures, tops, sums, row, blocks, BLOCKS)
     columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = columns < size
     row = row.to(tl.int64)
