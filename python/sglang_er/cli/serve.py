@@ -27,9 +27,10 @@ def with_threads(resolved: config.RolloutConfig, forwarded: Sequence[str]) -> co
 
     if resolved.cpu_threads is not None or os.environ.get("OMP_NUM_THREADS"):
         return resolved
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # With abbreviations, as SGLang's parser takes them: `--dp` and `--tp` are such.
+    parser = argparse.ArgumentParser(prog="sglang-er serve", add_help=False)
     parser.add_argument("--dp-size", "--data-parallel-size", dest="engines", default="1")
-    parser.add_argument("--tp-size", "--tensor-parallel-size", "--tp", dest="ranks", default="1")
+    parser.add_argument("--tp-size", "--tensor-parallel-size", dest="ranks", default="1")
     given = parser.parse_known_args(list(forwarded))[0]
     # What is no number is for SGLang to refuse.
     engines, ranks = (max(1, int(text)) if text.isdigit() else 1 for text in (given.engines, given.ranks))

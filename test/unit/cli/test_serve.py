@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 
 import pytest
+from sglang.srt.server_args import ServerArgs
 
 from sglang_er import config
 from sglang_er.cli import serve
@@ -27,6 +29,11 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--dp-size", "16"], 1),
         (["--tp-size", "2"], 4),
         (["--tp", "2", "--dp-size", "2"], 2),
+        (["--tp=2", "--dp=2"], 2),
+        (["--dp", "4"], 2),
+        (["--data-parallel-size", "4"], 2),
+        (["--tensor-parallel-size", "4"], 2),
+        (["--tensor-parallel=4", "--device", "cpu", "--dtype", "auto"], 2),
         (["--dp-size", "x"], 8),
     ],
 )
@@ -34,6 +41,19 @@ def test_engines_share_the_cores(forwarded, threads):
     resolved = serve.with_threads(config.resolve(), forwarded)
     assert resolved.cpu_threads == threads
     assert resolved.set_by()["cpu_threads"] == "default"
+
+
+@pytest.mark.parametrize("field", ["dp_size", "tp_size"])
+def test_every_spelling_of_sglangs_parser_is_known(field):
+    """Its option strings and the abbreviations that it takes for them."""
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    names = [name for action in parser._actions if action.dest == field for name in action.option_strings]
+    assert f"--{field.replace('_', '-')}" in names
+    for name in (*names, f"--{field.removesuffix('_size')}"):
+        words = [name, "4"]
+        assert getattr(parser.parse_args(["--model-path", "m", *words]), field) == 4
+        assert serve.with_threads(config.resolve(), words).cpu_threads == 2, name
 
 
 def test_the_processes_of_the_server_get_the_same_and_know_that_it_is_a_default():
