@@ -8,11 +8,14 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.server import serve_command
+from transformers import AutoConfig
 
+from sglang_er.engine import identity
 from sglang_er.rollout.launcher import choose_port
 
 FlatModel = Callable[[str, int], Path]
@@ -79,6 +82,26 @@ def changed_model(model: Path, out: Path, **changes: Any) -> Path:
 @pytest.mark.slow
 def test_port_in_use(flat_model: FlatModel, taken_port: int) -> None:
     assert f"port {taken_port}" in refuse(flat_model("qwen3", 0), port=taken_port)
+
+
+@pytest.mark.slow
+def test_costs_of_another_engine(flat_model: FlatModel, tmp_path: Path) -> None:
+    """All that the file says is true of this engine but the version, which is compared last: what is known before the
+    weights are loaded is what the loaded engine says of itself."""
+    model, costs = flat_model("qwen3", 0), tmp_path / "costs.json"
+    config = AutoConfig.from_pretrained(model)
+    here = identity.known_before(
+        SimpleNamespace(hf_text_config=config, hf_config=config, dtype="float32"), "cpu", ranks=1, threads=2
+    )
+    costs.write_text(json.dumps({"format": 1, "measured_on": {**here, "version": "0.0"}, "model": {}}))
+    flags = ("--dtype", "float32", "--er-cost-file", str(costs), "--er-cpu-threads", "2")
+    assert "measured with version '0.0'" in refuse(model, *flags)
+
+
+@pytest.mark.slow
+def test_no_file_of_costs(flat_model: FlatModel, tmp_path: Path) -> None:
+    said = refuse(flat_model("qwen3", 0), "--er-cost-file", str(tmp_path / "costs.json"))
+    assert "costs.json: cannot read the file of costs" in said
 
 
 @pytest.mark.slow

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from sglang_er.config import ConfigError, RolloutConfig, from_env
-from sglang_er.engine import compat
+from sglang_er.engine import compat, identity
 from sglang_er.kernels import proven
+from sglang_er.policy import cost_file
 from sglang_er.twin.kv_shadow import check_shadow
 
 ALGORITHM = "EFFICIENT_ROLLOUT"
@@ -76,6 +78,7 @@ def validate_server_args(server_args: Any) -> None:
         if getattr(server_args, name, fine[0]) not in fine:
             raise ConfigError(f"{ALGORITHM}: {advice}")
     _validate_model(server_args)
+    _validate_costs(server_args, config)
 
 
 def _validate_gpu(server_args: Any, config: RolloutConfig) -> None:
@@ -122,6 +125,29 @@ def _validate_model(server_args: Any) -> None:
             f"{ALGORITHM}: {architecture} has {problem}, which is not supported: serve it with --plain, or choose a "
             "Llama, Qwen2, Qwen3 or Mistral model"
         )
+
+
+def _validate_costs(server_args: Any, config: RolloutConfig) -> None:
+    """A file of costs is looked at again once the engine is there; what can be told before that is told in one line."""
+    if config.cost_file is None:
+        return
+    device = str(getattr(server_args, "device", "cpu"))
+    on_cpu = device == "cpu"
+    here = identity.known_before(
+        compat.adapter().model_config(server_args),
+        device if on_cpu else f"{device}:{getattr(server_args, 'base_gpu_id', 0)}",
+        int(server_args.tp_size),
+        config.cpu_threads if on_cpu else None,
+    )
+    try:
+        cost_file.load(Path(config.cost_file), here)
+    except cost_file.StaleCosts as error:
+        raise ConfigError(f"{ALGORITHM}: {error}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{ALGORITHM}: {config.cost_file}: cannot read the file of costs: {error.strerror}; give --er-cost-file a "
+            "file of `sglang-er calibrate`, or leave it out"
+        ) from None
 
 
 def register_algorithm() -> None:
