@@ -31,12 +31,14 @@ import torch  # noqa: E402
 from sglang.srt.managers.utils import GenerationBatchResult  # noqa: E402
 from sglang.srt.model_executor.forward_batch_info import ForwardMode  # noqa: E402
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
+from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter  # noqa: E402
 
 from sglang_er.config import RolloutConfig  # noqa: E402
 from sglang_er.engine.controller import Controller  # noqa: E402
 from sglang_er.engine.drafter import WrappedDrafter  # noqa: E402
 from sglang_er.engine.provenance import Provenance  # noqa: E402
 from sglang_er.engine.sampler import StepSampler  # noqa: E402
+from sglang_er.engine.saved_memory import SavedMemory  # noqa: E402
 from sglang_er.engine.spec_inputs import DraftState  # noqa: E402
 from sglang_er.engine.stats import StepStats  # noqa: E402
 from sglang_er.engine.worker import EfficientRolloutWorker  # noqa: E402
@@ -97,6 +99,7 @@ class PreparedForwards:
         table = torch.arange(batch_size * CONTEXT, dtype=torch.int32).view(batch_size, CONTEXT)
         self.req_to_token_pool = SimpleNamespace(req_to_token=table)
         self.shared_read_done_event = None
+        self.memory_saver_adapter = TorchMemorySaverAdapter.create(enable=False)
         self.model_runner = self
         self.device = "cpu"
         self.next_tokens = target.argmax(dim=-1)
@@ -123,7 +126,8 @@ def make_worker(batch_size: int, gamma: int, vocabulary: int) -> EfficientRollou
     worker.device = "cpu"
     worker.speculative_num_draft_tokens = worker.config.gamma_max + 1
     worker.twin = Twin()
-    worker.drafter = WrappedDrafter(forwards, worker.twin, worker.config)
+    worker.memory = SavedMemory(forwards)
+    worker.drafter = WrappedDrafter(forwards, worker.twin, worker.config, worker.memory)
     worker.controller = Controller(worker.config, measured_on={})
     worker.stats = StepStats()
     worker.provenance = Provenance(worker.twin, worker.config)

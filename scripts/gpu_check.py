@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "test"))
 
-NAMES = ("build", "kernels", "exact", "bench_kernels", "rollout", "longtail", "ingredients", "baselines", "timeline")
+NAMES = (
+    *("build", "kernels", "exact", "release", "bench_kernels", "rollout", "longtail", "ingredients", "baselines"),
+    "timeline",
+)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -68,6 +71,7 @@ def main() -> int:
         kernels,
         longtail,
         records,
+        release,
         rollouts,
         sections,
         timeline,
@@ -75,7 +79,7 @@ def main() -> int:
     from gpu.servers import Servers
     from gpu.worker import Worker
 
-    every = (build, kernels, exact, bench_kernels, rollouts, longtail, ingredients, baselines, timeline)
+    every = (build, kernels, exact, release, bench_kernels, rollouts, longtail, ingredients, baselines, timeline)
     by_name = {module.SECTION.name: module.SECTION for module in every}
     identity = records.identity(args.dry_run, args.commit)
     if not args.dry_run and identity.device == "cpu":

@@ -76,6 +76,12 @@ class Kind:
 KINDS = {
     "fp32": Kind("flat fp32", ("--dtype", "float32", *SMALL_FLAGS, "--enable-deterministic-inference"), eager=True),
     "bf16": Kind("flat bf16", ("--dtype", "bfloat16", *SMALL_FLAGS, "--enable-deterministic-inference"), eager=True),
+    "fp32 saver": Kind(
+        "flat fp32",
+        ("--dtype", "float32", *SMALL_FLAGS, "--enable-memory-saver", "--enable-weights-cpu-backup"),
+        eager=True,
+        env={"SGLANG_MEMORY_SAVER_CUDA_GRAPH": "true"},
+    ),
     "1.5b": Kind("1.5b", BIG_FLAGS),
     "7b": Kind("7b", BIG_FLAGS),
     "7b plain": Kind("7b", ("--plain", *BIG_FLAGS)),

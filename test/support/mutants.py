@@ -9,11 +9,12 @@ accept_all     every draft is committed, as if acceptance were 1: wrong tokens, 
 accept_none    no draft is committed, as if acceptance were 0: not an error.
 
 The functions work on tensors and serve the unit tests. `install` puts them into a real server (environment variable
-SGLANG_ER_TEST_HOOK), where POST /er/policy takes five more keys: "mutant" (a name or null), "stop" (a confidence below
+SGLANG_ER_TEST_HOOK), where POST /er/policy takes six more keys: "mutant" (a name or null), "stop" (a confidence below
 which drafts end early, whatever the policy, or null), "trace" (true: GET /er/state shows draft length and accept
 length of every step of every request, by request id), "write_weights" (a checkpoint that is written into the
-parameters behind the back of every update call, as a trainer in the same process might do it), and "garble_next_twin"
-(true: the next time that the twin is remade it comes out useless, the time after that right).
+parameters behind the back of every update call, as a trainer in the same process might do it), "garble_next_twin"
+(true: the next time that the twin is remade it comes out useless, the time after that right), and "forget" ("all":
+released memory comes back full of garbage, as from a GPU's memory saver; "backup": all but the policy's weights).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 from sglang_er.sampling.chain import ChainResult, sample_rows, verify_chain
+from support.memory_saver import garble
 
 BROKEN = ("wrong_q", "residual_is_p", "bonus_from_q", "stop_by_token")
 FORCED = ("accept_all", "accept_none")
@@ -117,12 +119,14 @@ def install(worker: Any) -> None:
     trace: dict[str, list[tuple[int, int]]] | None = None
     stop: float | None = None
     garble = False
+    forget = Forgetful(worker)
     set_policy, step, describe = worker.set_policy, worker.forward_batch_generation, worker.describe
     requantize = worker.twin.requantize
 
     def set_policy_or_mutant(changes: dict[str, Any]) -> None:
         nonlocal trace, stop, garble
         rest = dict(changes)
+        forget.what = rest.pop("forget", forget.what)
         garble = rest.pop("garble_next_twin", garble)
         stop = rest.pop("stop", stop)
         chosen = samplers[rest.pop("mutant")] if "mutant" in rest else worker.sampler_cls
@@ -156,6 +160,37 @@ def install(worker: Any) -> None:
     worker.twin.requantize = requantize_or_garble
     worker.forward_batch_generation = traced_step
     worker.describe = lambda: {**describe(), **({} if trace is None else {"trace": trace})}
+
+
+class Forgetful:
+    """Makes SGLang's saver that does nothing lose, at a resume, what a real one would have unmapped."""
+
+    def __init__(self, worker: Any) -> None:
+        from sglang.srt.utils.torch_memory_saver_adapter import _TorchMemorySaverAdapterNoop
+
+        self.what: str | None = None
+        self._worker = worker
+        _TorchMemorySaverAdapterNoop.resume = lambda _, tag: self._resume(tag)
+
+    def _resume(self, tag: str) -> None:
+        for tensor in self._of(tag) if self.what else ():
+            garble(tensor)
+
+    def _of(self, tag: str) -> list[torch.Tensor]:
+        runner, drafter = self._worker.model_runner, self._worker.drafter
+        if tag == "weights":
+            packed = [layer.packed for layer in self._worker.twin.layers]
+            ours = [tensor for weight in packed for tensor in (weight.packed, weight.scales_zeros)]
+            return ours + ([parameter.data for parameter in runner.model.parameters()] if self.what == "all" else [])
+        if tag == "kv_cache":
+            shadow = drafter.shadow()
+            parts = [] if shadow is None else [shadow.valid]
+            for layer in () if shadow is None else shadow.layers:
+                parts += [layer.keys, layer.values, layer.key_scales, layer.value_scales]
+            pool = runner.token_to_kv_pool
+            return [*parts, *pool.k_buffer, *pool.v_buffer]
+        loop = drafter._loop
+        return [] if loop is None or loop._probs is None else [loop._probs]
 
 
 def stop_below(controller: Any, confidence: float | None) -> None:

@@ -23,6 +23,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang_er.engine.draft_attention import DraftAttention
 from sglang_er.engine.ranks import ALONE, Ranks
 from sglang_er.engine.sampler import DraftedChain, StepSampler
+from sglang_er.engine.saved_memory import CUDA_GRAPH, SavedMemory
 from sglang_er.sampling.filters import FilterParams
 
 if TYPE_CHECKING:
@@ -59,10 +60,12 @@ class DraftLoop:
         twin: Twin,
         graphs: EagerGraphs,
         gamma_max: int,
+        memory: SavedMemory,
         ranks: Ranks = ALONE,
         shadow: ShadowPool | None = None,
     ) -> None:
-        self._runner, self._twin, self._graphs, self._ranks, self._shadow = runner, twin, graphs, ranks, shadow
+        self._runner, self._twin, self._graphs, self._memory = runner, twin, graphs, memory
+        self._ranks, self._shadow = ranks, shadow
         rows, device = BUCKETS[-1], runner.device
         self._attention = DraftAttention(runner, rows)
 
@@ -141,8 +144,14 @@ class DraftLoop:
             return None
         if self._probs is None:
             vocabulary = int(self._runner.model_config.vocab_size)
-            self._probs = torch.empty(MOST_DRAFTS, vocabulary, device=self._runner.device)
+            with self._memory.region(CUDA_GRAPH):
+                self._probs = torch.empty(MOST_DRAFTS, vocabulary, device=self._runner.device)
         return self._probs[: key.bucket * key.gamma].view(key.gamma, key.bucket, -1)
+
+    @property
+    def released_nbytes(self) -> int:
+        """Bytes that lie under the tag cuda_graph; the other buffers are small, and never released."""
+        return 0 if self._probs is None else self._probs.nbytes
 
     # -- what is recorded ----------------------------------------------------------------------------------------
 

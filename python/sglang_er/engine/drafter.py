@@ -14,13 +14,14 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from sglang_er.config import ConfigError
-from sglang_er.engine import forward, graphs
+from sglang_er.engine import compat, forward, graphs
 from sglang_er.engine.draft_loop import DraftLoop
 from sglang_er.engine.graphs import CudaGraphs, EagerGraphs
-from sglang_er.engine.pool_watch import OTHERS, watch_pool
+from sglang_er.engine.pool_watch import OTHERS, shadow_pool, watch_pool
 from sglang_er.engine.ranks import ALONE, Ranks
+from sglang_er.engine.saved_memory import KV_CACHE, SavedMemory
 from sglang_er.engine.target_graphs import bound
-from sglang_er.engine.written_shadow import WrittenShadow
+from sglang_er.engine.written_shadow import WrittenShadow, longest_context
 from sglang_er.kernels import registry
 from sglang_er.kernels.base import WEIGHT_DTYPES
 from sglang_er.twin.kv_shadow import shadow_format
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sglang_er.engine.cpu.executor import NativeExecutor
     from sglang_er.engine.sampler import DraftedChain, StepSampler
     from sglang_er.kernels.kv_shadow import ShadowFormat
+    from sglang_er.twin.kv_shadow import ShadowPool
     from sglang_er.twin.twin import Twin
 
 logger = logging.getLogger(__name__)
@@ -44,14 +46,18 @@ logger = logging.getLogger(__name__)
 class WrappedDrafter:
     """Also the interface: `configure`; `whole_pass`, or else `draft_pass` and `logits`; what `describe_*` tell."""
 
-    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, runner: ModelRunner, twin: Twin, config: RolloutConfig, memory: SavedMemory, ranks: Ranks = ALONE
+    ) -> None:
         self._runner = runner
         self._twin = twin
+        self._memory = memory
         self._ranks = ranks
         self._counts: Counter[str] = Counter()
         self._graphs: EagerGraphs | None = None
         self._loop: DraftLoop | None = None
         self._looped: tuple[object, ...] = ()
+        self._loop_shadowed = False
         self._shadow: WrittenShadow | None = None
         self._valid: torch.Tensor | None = None
         self.configure(config)
@@ -62,12 +68,13 @@ class WrappedDrafter:
         int8 = config.draft_activations == "int8" and str(self._runner.device) == "cpu"
         for layer in self._twin.layers:
             layer.int8_activations = int8
+        format = shadow_format(config, str(self._runner.device))
         looped = (config.draft_graphs, config.graph_memory_mb, config.gamma_max, config.kv_shadow)
-        if looped != self._looped:  # what was recorded stays otherwise
+        unforeseen = self._loop is not None and not self._loop_shadowed and self._is_read(format, config.kv_shadow_from)
+        if looped != self._looped or unforeseen:  # what was recorded stays otherwise
             self._graphs, self._loop, self._looped = self._make_graphs(config), None, looped
             self._shadow = None
-        self._shadow_format = shadow_format(config, str(self._runner.device))
-        self._shadow_from = config.kv_shadow_from
+        self._shadow_format, self._shadow_from = format, config.kv_shadow_from
         self._gamma_max = config.gamma_max
 
     def _make_graphs(self, config: RolloutConfig) -> EagerGraphs | None:
@@ -80,7 +87,7 @@ class WrappedDrafter:
             attention = registry.candidates("paged_attention", "cuda", self._runner.dtype)
             if "triton" not in (entry.name for entry in attention):
                 raise ConfigError("draft_graphs is on; its attention is Triton's: --er-kernels cuda,triton,reference")
-            return CudaGraphs(config.graph_memory_mb << 20, self._ranks)
+            return CudaGraphs(config.graph_memory_mb << 20, self._memory, self._ranks)
         return EagerGraphs() if choice == "eager" else None
 
     def whole_pass(
@@ -100,19 +107,33 @@ class WrappedDrafter:
         if self._graphs is None or self._runner.token_to_kv_pool.dtype not in WEIGHT_DTYPES:
             return None
         if self._loop is None:
-            self._shadow = self._make_shadow(self._graphs, self._shadow_format) if self._shadow_format else None
+            self._loop_shadowed = self._is_read(self._shadow_format, self._shadow_from)
+            self._shadow = self._make_shadow(self._graphs) if self._loop_shadowed else None
             shadow = None if self._shadow is None else self._shadow.pool
-            self._loop = DraftLoop(self._runner, self._twin, self._graphs, self._gamma_max, self._ranks, shadow)
+            self._loop = DraftLoop(
+                self._runner, self._twin, self._graphs, self._gamma_max, self._memory, self._ranks, shadow
+            )
         return self._loop
 
-    def _make_shadow(self, graphs: EagerGraphs, format: ShadowFormat) -> WrittenShadow | None:
+    def _is_read(self, format: ShadowFormat | None, from_tokens: int) -> bool:
+        """Whether any whole pass of this server reads a shadow of these options."""
+        if format is None:
+            return False
+        requests, _ = compat.adapter().request_limits()
+        slots = int(self._runner.token_to_kv_pool.k_buffer[0].shape[0])
+        return longest_context(self._runner.model_config.context_len, requests, slots) >= from_tokens
+
+    def _make_shadow(self, graphs: EagerGraphs) -> WrittenShadow | None:
         """None, said once, where it cannot be had: on all ranks or on none."""
         shadow, reason = None, "another rank has none"
         try:
-            if self._valid is None:
-                # Moves are not followed: what they write is read from the pool until a forward writes it again.
-                self._valid = watch_pool(self._runner.token_to_kv_pool, OTHERS)
-            shadow = WrittenShadow(self._runner, format, graphs, self._valid)
+            assert self._shadow_format is not None
+            with self._memory.region(KV_CACHE):
+                if self._valid is None:
+                    # Moves are not followed: what they write is read from the pool until a forward writes it again.
+                    self._valid = watch_pool(self._runner.token_to_kv_pool, OTHERS)
+                pool = shadow_pool(self._runner, self._valid, self._shadow_format)
+            shadow = WrittenShadow(pool, graphs)
         except (ValueError, RuntimeError) as error:  # no memory is a RuntimeError, too
             reason = str(error).splitlines()[0]
         if self._ranks.agreed(shadow is not None):
@@ -122,8 +143,13 @@ class WrappedDrafter:
 
     def written(self, slots: torch.Tensor | None) -> None:
         """The policy's forward has written KV into these slots, int [n]."""
-        if self._shadow is not None and slots is not None:
+        if self._shadow is not None and slots is not None and KV_CACHE not in self._memory.away:
             self._shadow.written(slots)
+
+    def forget_kv(self) -> None:
+        """The KV pool holds something else now than was quantized: nothing of the shadow may be read."""
+        if self._valid is not None:
+            self._valid.zero_()
 
     def record(self, seconds: float) -> None:
         """At start-up: graphs of the passes that are likeliest to be asked for, as many as that time allows."""
@@ -151,9 +177,19 @@ class WrappedDrafter:
         """How many forwards took which way since start-up."""
         return dict(self._counts)
 
-    def describe_shadow(self) -> dict[str, object] | None:
+    def shadow(self) -> ShadowPool | None:
         """The KV shadow, once there is one."""
-        return None if self._shadow is None else self._shadow.pool.describe()
+        return None if self._shadow is None else self._shadow.pool
+
+    def describe_shadow(self) -> dict[str, object] | None:
+        """Its figures; what is released cannot be counted."""
+        shadow = self.shadow()
+        return None if shadow is None else shadow.describe(count=KV_CACHE not in self._memory.away)
+
+    def graph_nbytes(self) -> int:
+        """Bytes of whole passes under the tag cuda_graph."""
+        graphs = self._graphs.nbytes if self._graphs is not None and self._memory.holds_graphs else 0
+        return graphs + (0 if self._loop is None else self._loop.released_nbytes)
 
     def describe_graphs(self) -> dict[str, object] | None:
         """Graphs of whole passes, where they are used."""
@@ -163,10 +199,12 @@ class WrappedDrafter:
 class NativeDrafter(WrappedDrafter):
     """The executor's decoder, unless it is switched off."""
 
-    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, runner: ModelRunner, twin: Twin, config: RolloutConfig, memory: SavedMemory, ranks: Ranks = ALONE
+    ) -> None:
         self._executor: NativeExecutor = runner.sglang_er_executor
         self._native = False
-        super().__init__(runner, twin, config, ranks)
+        super().__init__(runner, twin, config, memory, ranks)
 
     def configure(self, config: RolloutConfig) -> None:
         super().configure(config)
@@ -192,12 +230,18 @@ class NativeDrafter(WrappedDrafter):
     def forwards(self) -> dict[str, int]:
         return {**super().forwards(), **self._executor.forwards}
 
-    def describe_shadow(self) -> dict[str, object] | None:
-        return self._executor.describe_shadow() or super().describe_shadow()
+    def forget_kv(self) -> None:
+        super().forget_kv()
+        self._executor.forget_kv()
+
+    def shadow(self) -> ShadowPool | None:
+        return self._executor.shadow or super().shadow()
 
 
-def make_drafter(runner: ModelRunner, twin: Twin, config: RolloutConfig, ranks: Ranks = ALONE) -> WrappedDrafter:
+def make_drafter(
+    runner: ModelRunner, twin: Twin, config: RolloutConfig, memory: SavedMemory, ranks: Ranks = ALONE
+) -> WrappedDrafter:
     """The native one where the runner has an executor (CPU platform, a model that it knows)."""
     if getattr(runner, "sglang_er_executor", None) is None:
-        return WrappedDrafter(runner, twin, config, ranks)
-    return NativeDrafter(runner, twin, config, ranks)
+        return WrappedDrafter(runner, twin, config, memory, ranks)
+    return NativeDrafter(runner, twin, config, memory, ranks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +59,18 @@ class DualPrecisionMethod(UnquantizedLinearMethod):
         self.twin.policy_changed()
 
 
-def install_twin(model: nn.Module, group_size: int, quantize_lm_head: bool) -> Twin:
-    """Wrap every unquantized linear of `model` and, if asked, the lm_head; returns the twin, freshly made."""
+def install_twin(
+    model: nn.Module,
+    group_size: int,
+    quantize_lm_head: bool,
+    region: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Twin:
+    """Wrap every unquantized linear of `model` and, if asked, the lm_head; returns the twin, freshly made.
+
+    Its buffers, and nothing else, are allocated inside `region()`.
+    """
     twin = Twin()
-    pack = partial(PackedLinear, group_size=group_size)
+    pack = partial(PackedLinear, group_size=group_size, region=region)
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
             _install_linear(twin, name, module, pack, group_size)

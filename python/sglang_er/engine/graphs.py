@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from sglang_er.engine.ranks import ALONE, Ranks
+from sglang_er.engine.saved_memory import CUDA_GRAPH, SavedMemory
 from sglang_er.kernels import proven
 
 if TYPE_CHECKING:
@@ -60,17 +61,20 @@ class CudaGraphs(EagerGraphs):
     beside another, and what they leave behind lies in buffers outside of it.
 
     `budget`: bytes that recording may take in all on any of the `ranks`; keys that come after it is used up are called,
-    and counted so.
+    and counted so, as are all while the memory of graphs is released.
     """
 
-    def __init__(self, budget: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, budget: int, memory: SavedMemory, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self._budget, self._ranks = budget, ranks
+        self._budget, self._memory, self._ranks = budget, memory, ranks
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._full = False
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        if CUDA_GRAPH in self._memory.away:
+            super().run(key, function)
+            return
         graph = self._graphs.get(key)
         if graph is None and not self._full:
             try:
@@ -96,8 +100,7 @@ class CudaGraphs(EagerGraphs):
         current.wait_stream(beside)
         torch.cuda.empty_cache()  # as recording does: what the warm-up left must not count for the graph
         free, graph = torch.cuda.mem_get_info()[0], torch.cuda.CUDAGraph()
-        # The scheduler's copies run on other streams meanwhile: only this thread must not disturb the recording.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with self._memory.recording(graph, self._pool):
             function()
         self.nbytes += max(0, free - torch.cuda.mem_get_info()[0])
         self.counts["recorded"] += 1

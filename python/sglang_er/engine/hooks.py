@@ -52,10 +52,11 @@ def _cell_with_shadow(cell_bytes: int, _configurator: Any, pools: Any, *_: Any, 
     """--mem-fraction-static is for the KV pool and the shadow together."""
     if compat.adapter().served_algorithm() != ALGORITHM:
         return cell_bytes
-    from sglang_er.engine.written_shadow import with_shadow
+    from sglang_er.engine.written_shadow import longest_context, with_shadow
 
-    head_dim = int(pools.model_config.head_dim)
-    return with_shadow(cell_bytes, from_env(), str(pools.device), head_dim, pools.kv_cache_dtype)
+    model = pools.model_config
+    longest = longest_context(int(model.context_len), *compat.adapter().request_limits())
+    return with_shadow(cell_bytes, from_env(), str(pools.device), int(model.head_dim), pools.kv_cache_dtype, longest)
 
 
 def worker_of(scheduler: Any) -> Any:

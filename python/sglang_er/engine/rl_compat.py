@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 import torch
-from sglang.srt.constants import GPU_MEMORY_ALL_TYPES, GPU_MEMORY_TYPE_WEIGHTS
+from sglang.srt.constants import GPU_MEMORY_ALL_TYPES
 from sglang.srt.managers import io_struct
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_er.engine import compat
+from sglang_er.engine import compat, saved_memory
 from sglang_er.engine.hooks import worker_of
 from sglang_er.engine.rl_compat_http import say_once
 
@@ -134,7 +134,7 @@ def _release(original: Callable[..., Any], updater: Any, request: Any) -> Any:
         if not tags:
             say_once("memory", "release of memory that is released: nothing to do")
             return io_struct.ReleaseMemoryOccupationReqOutput()
-    worker.sync.memory_released(GPU_MEMORY_TYPE_WEIGHTS in tags)
+    saved_memory.released(worker, tags)
     return original(updater, msgspec.structs.replace(request, tags=tags))
 
 
@@ -155,8 +155,7 @@ def _resume(original: Callable[..., Any], updater: Any, request: Any) -> Any:
     if "guard" in parts and resident:
         return io_struct.ResumeMemoryOccupationReqOutput(rid=f"not released: {', '.join(resident)}")
     reply = original(updater, msgspec.structs.replace(request, tags=tags))
-    if GPU_MEMORY_TYPE_WEIGHTS in tags:
-        worker.sync.memory_resumed()
+    saved_memory.resumed(worker, tags)
     return reply
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sglang_er.engine import compat
+from sglang_er.engine.saved_memory import WEIGHTS, SavedMemory
 from sglang_er.engine.sync_metrics import make_metrics
 from sglang_er.twin.row_samples import RowSamples
 
@@ -29,10 +30,12 @@ class WeightSync:
     overlap, and a draft pass sees a twin that is whole.
     """
 
-    def __init__(self, runner: ModelRunner, twin: Twin, config: RolloutConfig, controller: Controller) -> None:
+    def __init__(
+        self, runner: ModelRunner, twin: Twin, config: RolloutConfig, controller: Controller, memory: SavedMemory
+    ) -> None:
         self.twin = twin
+        self.memory = memory
         self.samples = RowSamples(twin.layers)
-        self.weights_released = False
         self.undeclared_writes = 0
         self._controller = controller
         self._plain_reported = self._stale_reported = False
@@ -66,21 +69,16 @@ class WeightSync:
         if self.config.requantize_on_continue and not self.twin.stale:
             self.changed()
 
-    def memory_released(self, weights: bool) -> None:
-        self.weights_released |= weights
-
-    def memory_resumed(self) -> None:
-        """Without a backup the packed buffers hold garbage now."""
-        self.weights_released = False
-        self.changed()
-
     # -- before a draft ------------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
         """Whether the twin may draft now; it is remade first if the policy's weights changed since it was made."""
-        if self._watch.session_open or self.weights_released:
+        if self._watch.session_open or self.memory.away:
             if not self._plain_reported:
-                logger.warning("sglang-er: plain decoding until the weight update that has begun is ended")
+                what = "the weight update that has begun is ended"
+                if self.memory.away:
+                    what = f"memory is back ({', '.join(sorted(self.memory.away))} released)"
+                logger.warning("sglang-er: plain decoding until %s", what)
                 self._plain_reported = True
             return False
         self._plain_reported = False
@@ -99,8 +97,9 @@ class WeightSync:
     def requantize_now(self) -> dict[str, Any]:
         """POST /er/requantize: remake the twin whatever the epochs say. Raises RuntimeError when weights are not all
         there."""
-        if self._watch.session_open or self.weights_released:
-            what = "the weights are released" if self.weights_released else "a weight update session is open"
+        released = WEIGHTS in self.memory.away
+        if self._watch.session_open or released:
+            what = "the weights are released" if released else "a weight update session is open"
             raise RuntimeError(f"{what}: requantization would read weights that are not whole")
         self.changed()
         before = self.twin.requantize_seconds
@@ -148,6 +147,6 @@ class WeightSync:
         return {
             **self.twin.describe(),
             "session_open": self._watch.session_open,
-            "weights_released": self.weights_released,
+            "weights_released": WEIGHTS in self.memory.away,
             "undeclared_writes": self.undeclared_writes,
         }

@@ -6,13 +6,14 @@ import importlib
 import logging
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.managers.utils import GenerationBatchResult
 
 from sglang_er.config import from_env
-from sglang_er.engine import compat, forward, kernel_table, rows, seeding, standard_rows
+from sglang_er.engine import compat, forward, kernel_table, rows, saved_memory, seeding, standard_rows
 from sglang_er.engine.controller import Controller
 from sglang_er.engine.drafter import make_drafter
 from sglang_er.engine.dual_precision import install_twin
@@ -20,6 +21,7 @@ from sglang_er.engine.identity import device_name, measured_on
 from sglang_er.engine.provenance import Provenance
 from sglang_er.engine.ranks import Ranks
 from sglang_er.engine.sampler import DraftedChain, StepSampler
+from sglang_er.engine.saved_memory import WEIGHTS, SavedMemory
 from sglang_er.engine.spec_inputs import DraftState
 from sglang_er.engine.stats import LaunchedStep, StepStats
 from sglang_er.engine.step_state import step_state
@@ -68,11 +70,17 @@ class EfficientRolloutWorker(WorkerBase):
 
             graph_runners.prepare(self.model_runner, self.config.gamma_max)
         # Before the KV pool is sized, so that its profiling sees the packed weights.
-        self.twin = install_twin(self.model_runner.model, self.config.group_size, self.config.quantize_lm_head)
-        self.drafter = make_drafter(self.model_runner, self.twin, self.config, self.ranks)
+        self.memory = SavedMemory(self.model_runner)
+        self.twin = install_twin(
+            self.model_runner.model,
+            self.config.group_size,
+            self.config.quantize_lm_head,
+            partial(self.memory.region, WEIGHTS),
+        )
+        self.drafter = make_drafter(self.model_runner, self.twin, self.config, self.memory, self.ranks)
         engine = measured_on(self.model_runner, self.ranks.count)
         self.controller = Controller(self.config, engine, self.ranks, self.device == "cpu")
-        self.sync = WeightSync(self.model_runner, self.twin, self.config, self.controller)
+        self.sync = WeightSync(self.model_runner, self.twin, self.config, self.controller, self.memory)
         self.stats = StepStats()
         self.provenance = Provenance(self.twin, self.config)
         self.sampler_cls: type[StepSampler] = StepSampler
@@ -331,5 +339,6 @@ class EfficientRolloutWorker(WorkerBase):
             "steps": self.stats.describe(),
             "forwards": self.drafter.forwards(),
             "kv_shadow": self.drafter.describe_shadow(),
+            "memory": saved_memory.describe(self),
             "graphs": {"draft": self.drafter.describe_graphs(), "verify": self.target_graphs.describe()},
         }

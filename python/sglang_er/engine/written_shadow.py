@@ -11,26 +11,25 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sglang_er.engine.draft_loop import BUCKETS
 from sglang_er.engine.graphs import EagerGraphs, choice
-from sglang_er.engine.pool_watch import shadow_pool
 from sglang_er.kernels.base import WEIGHT_DTYPES
-from sglang_er.kernels.kv_shadow import LEVELS, ShadowFormat
+from sglang_er.kernels.kv_shadow import LEVELS
 from sglang_er.twin.kv_shadow import shadow_format
 
 if TYPE_CHECKING:
-    from sglang.srt.model_executor.model_runner import ModelRunner
-
     from sglang_er.config import RolloutConfig
+    from sglang_er.twin.kv_shadow import ShadowPool
 
 # Slots of a decode or verify pass, which go through a graph; those of a prefill are stored directly.
 MOST_RECORDED = 512
 
 
 class WrittenShadow:
-    """`valid`: flags uint8 [slots], cleared by whatever else writes the pool. Raises what `shadow_pool` raises."""
+    """`pool`: whose flags are cleared by whatever else writes the KV pool."""
 
-    def __init__(self, runner: ModelRunner, format: ShadowFormat, graphs: EagerGraphs, valid: torch.Tensor) -> None:
-        self.pool = shadow_pool(runner, valid, format)
+    def __init__(self, pool: ShadowPool, graphs: EagerGraphs) -> None:
+        self.pool = pool
         self._graphs = graphs
         self._slots = torch.zeros(MOST_RECORDED, dtype=torch.int64, device=self.pool.valid.device)
 
@@ -47,10 +46,21 @@ class WrittenShadow:
         self.pool.stored_slots += count
 
 
-def with_shadow(cell_bytes: int, config: RolloutConfig, device: str, head_dim: int, dtype: torch.dtype) -> int:
-    """What a token takes in the KV pool (`cell_bytes`, all layers) and in the shadow if that is made at start-up."""
+def longest_context(context_len: int, requests: int | None, slots: int | None) -> int:
+    """Tokens of context of the largest whole pass: of so many requests at most, in so many KV slots (None: unknown)."""
+    rows = BUCKETS[-1] if requests is None else min(requests, BUCKETS[-1])
+    return rows * context_len if slots is None else min(rows * context_len, slots)
+
+
+def with_shadow(
+    cell_bytes: int, config: RolloutConfig, device: str, head_dim: int, dtype: torch.dtype, longest: int
+) -> int:
+    """What a token takes in the KV pool (`cell_bytes`, all layers) and in the shadow if that is made at start-up;
+    `longest` as longest_context has it."""
     format = shadow_format(config, device)
     if device == "cpu" or format is None or choice(config, device) == "off" or dtype not in WEIGHT_DTYPES:
+        return cell_bytes
+    if longest < config.kv_shadow_from:
         return cell_bytes
     # Levels, and a scale of 2 bytes for each head's keys and values; the flag is a byte a slot.
     share = (LEVELS[format].bits / 8 + 2 / head_dim) / dtype.itemsize

@@ -83,7 +83,8 @@ class ShadowPool:
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers) + self.valid.nbytes
 
-    def describe(self) -> dict[str, object]:
+    def describe(self, count: bool = True) -> dict[str, object]:
+        """For people; without `count` no flag is looked at."""
         pool = sum(key.nbytes + value.nbytes for key, value in self._pool)
         return {
             "format": self.format,
@@ -91,5 +92,5 @@ class ShadowPool:
             "nbytes": self.nbytes,
             "share_of_kv_pool": round(self.nbytes / pool, 4),
             "stored_slots": self.stored_slots,
-            "valid_slots": int(self.valid.sum()),
+            "valid_slots": int(self.valid.sum()) if count else None,
         }

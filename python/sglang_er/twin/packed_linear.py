@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -13,17 +14,26 @@ class PackedLinear:
     """W4 copy of one weight [N, K].
 
     The weight is read through `source` at every packing, never kept: a weight loader may swap the Parameter.
-    The packed buffers keep their addresses for life (captured graphs read them). `int8_activations` rounds the
-    inputs to 8 bits on the fly (W4A8).
+    The packed buffers keep their addresses for life (captured graphs read them), and are allocated inside `region()`.
+    `int8_activations` rounds the inputs to 8 bits on the fly (W4A8).
     """
 
     def __init__(
-        self, name: str, source: Callable[[], torch.Tensor], group_size: int, int8_activations: bool = False
+        self,
+        name: str,
+        source: Callable[[], torch.Tensor],
+        group_size: int,
+        int8_activations: bool = False,
+        region: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.name = name
         self.source = source
         self.int8_activations = int8_activations
-        self.packed = kernels.quantize_pack(source().detach(), group_size)
+        weight = source().detach()
+        with region():
+            outputs, inputs = weight.shape
+            self.packed = kernels.PackedWeight.empty(outputs, inputs, group_size, weight.dtype, weight.device)
+        kernels.quantize_pack(weight, group_size, out=self.packed)
 
     def repack(self) -> None:
         """Quantize the live weight again, into the same buffers."""

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
 
 from sglang_er.config import ConfigError, RolloutConfig
 from sglang_er.engine import algorithm
 from sglang_er.engine.drafter import WrappedDrafter
+from sglang_er.engine.saved_memory import SavedMemory
 
 
 def validate(options: dict[str, Any] | None = None, **flags: Any) -> None:
@@ -42,6 +44,7 @@ def test_a_cpu_is_asked_nothing():
 
 def test_graphs_need_an_attention_that_can_be_recorded():
     """Plain torch looks at lengths on the host; without a GPU nothing else is chosen by itself."""
-    runner = SimpleNamespace(device="cuda", dtype=torch.bfloat16)
+    saver = TorchMemorySaverAdapter.create(enable=False)
+    runner = SimpleNamespace(device="cuda", dtype=torch.bfloat16, memory_saver_adapter=saver)
     with pytest.raises(ConfigError, match="--er-kernels cuda,triton,reference"):
-        WrappedDrafter(runner, SimpleNamespace(layers=[]), RolloutConfig(draft_graphs="on"))
+        WrappedDrafter(runner, SimpleNamespace(layers=[]), RolloutConfig(draft_graphs="on"), SavedMemory(runner))

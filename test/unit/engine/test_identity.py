@@ -9,7 +9,9 @@ from sglang_er.engine.identity import device_name
 
 
 @pytest.mark.parametrize(("device", "index"), [("cuda", None), ("cuda:3", 3)])
-def test_a_gpu_has_the_name_that_torch_gives_it(device: str, index: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_has_the_name_that_torch_gives_it(
+    device: str, index: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", {index: "NVIDIA H200"}.__getitem__)
     assert device_name(device) == "NVIDIA H200"
 

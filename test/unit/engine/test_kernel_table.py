@@ -68,7 +68,7 @@ def test_start_up_says_who_computes_what(monkeypatch):
         SimpleNamespace(model_runner=SimpleNamespace(dtype=torch.bfloat16)), "cpu"
     )
     ops = ("quantize_pack", "w4a16_linear", "paged_attention", "kv_shadow_store")
-    assert said == ", ".join(f"{op} cpu" for op in (*ops, "softmax_rows", "sample_rows", "verify_chain"))
+    assert said == ", ".join(f"{op} cpu" for op in (*ops, "softmax_rows", "draft_sample", "verify_chain"))
     monkeypatch.setattr(registry, "describe", lambda op, device, dtype: f"of {op}")
     fake = SimpleNamespace(model_runner=SimpleNamespace(dtype=torch.bfloat16))
     assert "w4a16_linear of w4a16_linear" in worker.EfficientRolloutWorker._kernels(fake, "cuda")

@@ -110,6 +110,8 @@ def test_0515_arguments_are_read_as_plain_attributes(monkeypatch: pytest.MonkeyP
         speculative_algorithm="EFFICIENT_ROLLOUT",
         enable_deterministic_inference=True,
         page_size=16,
+        max_running_requests=8,
+        max_total_tokens=None,
         weight_version="7",
         get_model_config=lambda: "model",
     )
@@ -119,6 +121,7 @@ def test_0515_arguments_are_read_as_plain_attributes(monkeypatch: pytest.MonkeyP
     assert OLD.row_reserve() == 12 + 15
     assert OLD.weight_version(SimpleNamespace(server_args=arguments)) == "7"
     assert OLD.model_config(arguments) == "model"
+    assert OLD.request_limits() == (8, None)
     OLD.resolve(arguments)
 
 
@@ -175,6 +178,9 @@ def test_0521_small_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     PINNED.forget_read_event(runner)
     assert runner.shared_read_done_event is None
     assert PINNED.weight_version(SimpleNamespace(config_value=lambda name: (name, "3"))) == ("weight_version", "3")
+    schedule = SimpleNamespace(max_running_requests=None, max_total_tokens=4096)
+    module(monkeypatch, "sglang.srt.runtime_context", get_schedule=lambda: schedule)
+    assert PINNED.request_limits() == (None, 4096)
     resolved = []
     PINNED.resolve(SimpleNamespace(resolve_once=lambda: resolved.append(1)))
     assert resolved == [1] and PINNED.has_sessions

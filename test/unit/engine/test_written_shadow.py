@@ -9,7 +9,8 @@ import torch
 
 from sglang_er.config import ConfigError, RolloutConfig
 from sglang_er.engine.graphs import EagerGraphs
-from sglang_er.engine.written_shadow import MOST_RECORDED, WrittenShadow, with_shadow
+from sglang_er.engine.pool_watch import shadow_pool
+from sglang_er.engine.written_shadow import MOST_RECORDED, WrittenShadow, longest_context, with_shadow
 from sglang_er.kernels import KvShadow, kv_shadow_store
 from sglang_er.kernels.kv_shadow import FORMATS, ShadowFormat
 from sglang_er.twin.kv_shadow import check_shadow, shadow_format
@@ -28,7 +29,7 @@ def runner(hierarchical: bool = False) -> SimpleNamespace:
 
 def made(engine: SimpleNamespace, format: ShadowFormat = "int4") -> tuple[WrittenShadow, EagerGraphs]:
     graphs = EagerGraphs()
-    return WrittenShadow(engine, format, graphs, torch.ones(SLOTS, dtype=torch.uint8)), graphs
+    return WrittenShadow(shadow_pool(engine, torch.ones(SLOTS, dtype=torch.uint8), format), graphs), graphs
 
 
 @pytest.mark.parametrize("format", ["int4", "int8"])
@@ -101,6 +102,22 @@ def test_the_pool_is_sized_for_both(format: ShadowFormat) -> None:
     cell = 28 * 4 * 128 * 2 * 2
     config = RolloutConfig(kv_shadow=format, draft_graphs="on")
     shadow = KvShadow.empty(100, 4, 128, 128, format)
-    assert with_shadow(cell, config, "cuda", 128, torch.bfloat16) == cell + 28 * shadow.nbytes // 100 + 1
-    assert with_shadow(cell, config, "cpu", 128, torch.bfloat16) == cell
-    assert with_shadow(cell, RolloutConfig(kv_shadow="off"), "cuda", 128, torch.bfloat16) == cell
+    assert with_shadow(cell, config, "cuda", 128, torch.bfloat16, 1 << 20) == cell + 28 * shadow.nbytes // 100 + 1
+    assert with_shadow(cell, config, "cpu", 128, torch.bfloat16, 1 << 20) == cell
+    assert with_shadow(cell, RolloutConfig(kv_shadow="off"), "cuda", 128, torch.bfloat16, 1 << 20) == cell
+    assert with_shadow(cell, config, "cuda", 128, torch.bfloat16, config.kv_shadow_from - 1) == cell
+
+
+@pytest.mark.parametrize(
+    ("context", "requests", "slots", "longest"),
+    [
+        (512, None, None, 128 * 512),  # larger batches are drafted token by token, and read no shadow
+        (512, 4, None, 2048),
+        (32768, 4, 16384, 16384),
+        (512, 1000, 1 << 20, 128 * 512),
+    ],
+)
+def test_how_long_the_context_of_a_pass_may_get(
+    context: int, requests: int | None, slots: int | None, longest: int
+) -> None:
+    assert longest_context(context, requests, slots) == longest

@@ -65,7 +65,7 @@ class NativeExecutor:
         self._int8_activations = config.draft_activations == "int8"
         self._shadow_format = shadow_format(config, "cpu")
         self._shadow_from = config.kv_shadow_from
-        self._shadow: ShadowPool | None = None
+        self.shadow: ShadowPool | None = None
         self._draft: Decoder | None = None
 
     # -- target --------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class NativeExecutor:
             return True
         if not self._watch.moved():
             return False
-        self._target = self._draft = self._shadow = None
+        self._target = self._draft = self.shadow = None
         self._valid.zero_()
         return True
 
@@ -131,9 +131,9 @@ class NativeExecutor:
             return False
         self._exact_newest = -1
         if self._shadow_format and int(chain.committed.sum()) >= self._shadow_from and self._make_shadow():
-            assert self._shadow is not None
+            assert self.shadow is not None
             table = self.runner.req_to_token_pool.req_to_token
-            self._shadow.refresh(table, chain.req_pool_indices, chain.committed)
+            self.shadow.refresh(table, chain.req_pool_indices, chain.committed)
             self._exact_newest = EXACT_NEWEST
         if self._draft is None:
             self._draft = self._make_draft(twin)
@@ -149,29 +149,31 @@ class NativeExecutor:
             "int8_activations": int(self._int8_activations),
             "shadow_valid": self._valid,
         }
-        if self._shadow is not None:
-            config["shadow_bits"] = LEVELS[self._shadow.format].bits
-            for layer, shadow in zip(layers, self._shadow.layers, strict=True):
+        if self.shadow is not None:
+            config["shadow_bits"] = LEVELS[self.shadow.format].bits
+            for layer, shadow in zip(layers, self.shadow.layers, strict=True):
                 layer |= {f"shadow.{name}": getattr(shadow, name) for name in SHADOW_TENSORS}
         return Decoder(config, layers)
 
     def _make_shadow(self) -> bool:
         """Allocate the shadow at its first use; False (said once) where it cannot be had."""
-        if self._shadow is not None:
+        if self.shadow is not None:
             return True
         assert self._shadow_format is not None
         try:
-            self._shadow = shadow_pool(self.runner, self._valid, self._shadow_format)
+            self.shadow = shadow_pool(self.runner, self._valid, self._shadow_format)
         except (ValueError, RuntimeError) as error:
             logger.warning("sglang-er: no KV shadow, drafts read the KV pool itself: %s", str(error).splitlines()[0])
             self._shadow_format = None
             return False
-        logger.info("sglang-er: KV shadow in %s, %.1f MB", self._shadow.format, self._shadow.nbytes / 1e6)
+        logger.info("sglang-er: KV shadow in %s, %.1f MB", self.shadow.format, self.shadow.nbytes / 1e6)
         self._draft = None
         return True
 
-    def describe_shadow(self) -> dict[str, object] | None:
-        return None if self._shadow is None else self._shadow.describe()
+    def forget_kv(self) -> None:
+        """The KV pool holds something else now than was quantized."""
+        if self._watch is not None:
+            self._valid.zero_()
 
     def draft_logits(self, chain: Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
         """fp32 [B, V] after `tokens` int64 [B] at position committed + step."""

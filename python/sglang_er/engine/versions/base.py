@@ -90,6 +90,22 @@ class Adapter(ABC):
     def shards(self, linear: Any) -> int:
         """How many ranks hold a part of a LinearBase's weight."""
 
+    @abstractmethod
+    def request_limits(self) -> tuple[int | None, int | None]:
+        """(--max-running-requests, --max-total-tokens), None where SGLang finds them itself."""
+
+    # -- memory that a trainer may take back: alike in all versions ----------------------------------------------
+
+    def memory_saver(self, runner: Any) -> Any:
+        """The runner's TorchMemorySaverAdapter: one that does nothing without --enable-memory-saver."""
+        return runner.memory_saver_adapter
+
+    def saves_graphs(self) -> bool:
+        """Whether SGLang keeps the memory of CUDA graphs under the tag cuda_graph, if there is a memory saver."""
+        from sglang.srt.environ import envs
+
+        return bool(envs.SGLANG_MEMORY_SAVER_CUDA_GRAPH.get())
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -120,6 +120,9 @@ class Sglang0515(Adapter):
         f"{_UPDATER}.update_weights_from_tensor",
         f"{_UPDATER}.release_memory_occupation",
         f"{_UPDATER}.resume_memory_occupation",
+        "sglang.srt.utils.torch_memory_saver_adapter:TorchMemorySaverAdapter.region",
+        "sglang.srt.utils.torch_memory_saver_adapter:TorchMemorySaverAdapter.cuda_graph",
+        "sglang.srt.environ:envs.SGLANG_MEMORY_SAVER_CUDA_GRAPH",
         "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
         "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin.release_memory_occupation",
     )
@@ -194,6 +197,12 @@ class Sglang0515(Adapter):
 
     def shards(self, linear: Any) -> int:
         return int(linear.tp_size)
+
+    def request_limits(self) -> tuple[int | None, int | None]:
+        from sglang.srt.runtime_context import get_server_args
+
+        arguments = get_server_args()
+        return arguments.max_running_requests, arguments.max_total_tokens
 
     def spec_input_types(self) -> tuple[Any, Any]:
         from sglang.srt.speculative.spec_info import SpecInputType

@@ -44,6 +44,9 @@ class Sglang0521(Adapter):
         f"{_UPDATER}.update_weights_from_tensor",
         f"{_UPDATER}.release_memory_occupation",
         f"{_UPDATER}.resume_memory_occupation",
+        "sglang.srt.utils.torch_memory_saver_adapter:TorchMemorySaverAdapter.region",
+        "sglang.srt.utils.torch_memory_saver_adapter:TorchMemorySaverAdapter.cuda_graph",
+        "sglang.srt.environ:envs.SGLANG_MEMORY_SAVER_CUDA_GRAPH",
         "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
         "sglang.srt.managers.tokenizer_manager:TokenizerManager.update_request_meta_info",
         "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_abort_req",
@@ -131,6 +134,12 @@ class Sglang0521(Adapter):
 
     def shards(self, linear: Any) -> int:
         return int(linear.tp_size)
+
+    def request_limits(self) -> tuple[int | None, int | None]:
+        from sglang.srt.runtime_context import get_schedule
+
+        schedule = get_schedule()
+        return schedule.max_running_requests, schedule.max_total_tokens
 
     def spec_input_types(self) -> tuple[Any, Any]:
         from sglang.srt.speculative.spec_info import SpecInputType
