@@ -57,6 +57,8 @@ def measure(
         if shadow:
             server.set_policy(kv_shadow="auto", kv_shadow_from=4096)
     if shadow and not (state and state["stored_slots"]):
+        if context.options.device != "cpu":
+            raise RuntimeError("no draft read the KV shadow")
         raise Skip("no draft read the KV shadow, which takes draft_graphs or the native executor")
     equal, of = (min(rows[str(gamma)][name] for gamma in GAMMAS) for name in ("equal", "of"))
     shown = f"{equal} of {of} outputs equal at least, {rows['distinct_tokens']} distinct tokens"

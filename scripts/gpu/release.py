@@ -7,10 +7,11 @@ Weights are backed up, so that no update is needed; the twin and the KV shadow a
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from support.server import Server
 
 from .sections import Cell, Context, Options, Section
@@ -57,8 +58,12 @@ def outputs(server: Server) -> list[tuple[list[int], int]]:
 
 
 def free_bytes() -> int:
-    """Of the GPU, whoever uses it; 0 on a CPU."""
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else 0
+    """Of the first GPU, whoever uses it; 0 on a CPU. Asked of another process: a CUDA context of ours would take memory
+    from every server that follows."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    asked = ("nvidia-smi", "--id=0", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+    return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]) << 20
 
 
 SECTION = Section("release", cells)

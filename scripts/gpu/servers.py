@@ -39,6 +39,10 @@ MODELS = {
     "7b": Model("7b", "qwen2", "bfloat16", kappa=1.9, context=CONTEXT),
 }
 
+# What the check is about: our own kernels and graphs, which a server has to be asked for until they are proven.
+OURS = ("--er-kernels", "cuda,triton,reference", "--er-draft-graphs")
+# Attention in fp32 as fp32: Triton's products would be tf32, in plain decode and in verify passes differently.
+IEEE = {"TRITON_F32_DEFAULT": "ieee"}
 # On a GPU: the backends that need the fewest other packages.
 GPU_FLAGS = ("--device", "cuda", "--attention-backend", "triton", "--sampling-backend", "pytorch")
 SMALL_FLAGS = ("--context-length", "512", "--max-total-tokens", "16384", "--random-seed", "1")
@@ -72,15 +76,25 @@ class Kind:
     eager: bool = False
     env: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def ours(self) -> bool:
+        """Whether the server drafts as we do."""
+        return not {"--plain", "--speculative-algorithm"} & set(self.flags)
+
 
 KINDS = {
-    "fp32": Kind("flat fp32", ("--dtype", "float32", *SMALL_FLAGS, "--enable-deterministic-inference"), eager=True),
+    "fp32": Kind(
+        "flat fp32", ("--dtype", "float32", *SMALL_FLAGS, "--enable-deterministic-inference"), eager=True, env=IEEE
+    ),
     "bf16": Kind("flat bf16", ("--dtype", "bfloat16", *SMALL_FLAGS, "--enable-deterministic-inference"), eager=True),
     "fp32 saver": Kind(
         "flat fp32",
-        ("--dtype", "float32", *SMALL_FLAGS, "--enable-memory-saver", "--enable-weights-cpu-backup"),
+        (
+            *("--dtype", "float32", *SMALL_FLAGS, "--enable-memory-saver", "--enable-weights-cpu-backup"),
+            "--disable-prefill-cuda-graph",
+        ),
         eager=True,
-        env={"SGLANG_MEMORY_SAVER_CUDA_GRAPH": "true"},
+        env={"SGLANG_MEMORY_SAVER_CUDA_GRAPH": "true", **IEEE},
     ),
     "1.5b": Kind("1.5b", BIG_FLAGS),
     "7b": Kind("7b", BIG_FLAGS),
@@ -99,8 +113,11 @@ def flags_of(kind: Kind, options: Options, model: Path) -> list[str]:
     flags = [str(model) if flag == "MODEL" else flag for flag in kind.flags]
     if not options.dry_run:
         flags += GPU_FLAGS
-        if options.eager or (kind.eager and not options.cuda_graph):
+        eager = options.eager or (kind.eager and not options.cuda_graph)
+        if eager:
             flags += ["--disable-cuda-graph"]
+        if kind.ours:
+            flags += [*OURS, "eager" if eager else "on"]
     return flags
 
 

@@ -18,7 +18,8 @@ import requests
 
 from sglang_er.rollout.launcher import choose_port
 
-START_TIMEOUT_S = 300.0
+# On a GPU kernels are compiled and graphs recorded first.
+START_TIMEOUT_S, GPU_START_TIMEOUT_S = 300.0, 900.0
 REQUEST_TIMEOUT_S = 600.0
 
 
@@ -150,14 +151,14 @@ def running_server(
         )
     server = Server(f"http://127.0.0.1:{port}", log, process)
     try:
-        _wait_until_healthy(server)
+        _wait_until_healthy(server, GPU_START_TIMEOUT_S if "cuda" in flags else START_TIMEOUT_S)
         yield server
     finally:
         _stop(process)
 
 
-def _wait_until_healthy(server: Server) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _wait_until_healthy(server: Server, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise AssertionError(f"the server ended with {server.process.returncode}:\n{server.log_tail()}")
@@ -167,7 +168,7 @@ def _wait_until_healthy(server: Server) -> None:
         except requests.RequestException:
             pass
         time.sleep(0.5)
-    raise AssertionError(f"the server was not healthy after {START_TIMEOUT_S:.0f} s:\n{server.log_tail()}")
+    raise AssertionError(f"the server was not healthy after {seconds:.0f} s:\n{server.log_tail()}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,21 @@ def _validate_gpu(server_args: Any, config: RolloutConfig) -> None:
         raise ConfigError(f"{ALGORITHM}: verify passes of every length need --attention-backend triton on a GPU")
     if getattr(server_args, "disable_cuda_graph", False):
         return
+    saves_graphs = os.environ.get("SGLANG_MEMORY_SAVER_CUDA_GRAPH", "").lower() in ("1", "true")
+    if saves_graphs and getattr(server_args, "enable_memory_saver", False):
+        choices = ("disable_prefill_cuda_graph", "cuda_graph_backend_prefill")
+        if not any(getattr(server_args, choice, None) for choice in choices):
+            # The kind of prefill graphs that SGLang takes by itself ends the server, once the weights are loaded.
+            raise ConfigError(f"{ALGORITHM}: SGLANG_MEMORY_SAVER_CUDA_GRAPH needs --disable-prefill-cuda-graph")
+    if config.draft_graphs == "on" and int(getattr(server_args, "tp_size", 1)) > 1:
+        raise ConfigError(f"{ALGORITHM}: draft passes of several ranks are not recorded: --er-draft-graphs off")
     if not compat.adapter().records_graphs:
         raise ConfigError(f"{ALGORITHM}: no CUDA graphs with SGLang {compat.installed_sglang()}: --disable-cuda-graph")
     if config.draft_graphs == "auto" and not proven.DRAFT_GRAPHS:
         raise ConfigError(
             f"{ALGORITHM}: its CUDA graphs were not seen correct on a GPU yet (docs/gpu-status.md): add "
-            "--disable-cuda-graph, or --er-draft-graphs on --er-kernels cuda,triton,reference to try them"
+            "--disable-cuda-graph, or --er-draft-graphs on --er-kernels cuda,triton,reference to try them (off with "
+            "--tp-size above 1)"
         )
 
 

@@ -43,7 +43,7 @@ def _clearing(write: Any, position: int, valid: torch.Tensor) -> Any:
         if isinstance(slots, KVWriteLoc):
             slots = slots.loc
         if isinstance(slots, torch.Tensor):
-            valid[slots.to(torch.int64)] = 0
+            valid.index_fill_(0, slots.to(torch.int64).flatten(), 0)
         else:
             valid.zero_()  # called in a way that we do not know: nothing of the shadow may be trusted
         return write(*args, **kwargs)

@@ -73,15 +73,15 @@ def resumed(worker: EfficientRolloutWorker, tags: Collection[str]) -> None:
 
 
 def describe(worker: EfficientRolloutWorker) -> dict[str, object]:
-    """What is away, and the bytes that we have under each tag: released only if there is a `saver`."""
+    """What is away, and the bytes that we have under each tag: released only if there is a `saver`. Verify graphs go
+    with cuda_graph and are not counted: what they took (`graphs`) holds attention workspaces, which stay."""
     shadow, memory = worker.drafter.shadow(), worker.memory
-    verify = worker.target_graphs.nbytes if memory.holds_graphs else 0
     return {
         "saver": memory.enabled,
         "released": sorted(memory.away),
         "nbytes": {
             WEIGHTS: sum(layer.nbytes for layer in worker.twin.layers),
             KV_CACHE: 0 if shadow is None else shadow.nbytes,
-            CUDA_GRAPH: worker.drafter.graph_nbytes() + verify,
+            CUDA_GRAPH: worker.drafter.graph_nbytes(),
         },
     }

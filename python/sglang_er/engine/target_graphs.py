@@ -34,7 +34,8 @@ class Recorded(NamedTuple):
 
 class TargetGraphs:
     """`runner`: SGLang's ModelRunner; `capture(width, batch sizes)` records, and is given only where graphs are used;
-    `memory()`: bytes in use. `budget`: bytes and seconds for all widths."""
+    `memory()`: bytes in use. `budget`: bytes and seconds for all widths. `needs(width, batch sizes)`: bytes that are
+    known to be taken before they are."""
 
     def __init__(
         self,
@@ -42,8 +43,10 @@ class TargetGraphs:
         capture: Callable[[int, list[int]], Recorded] | None = None,
         memory: Callable[[], int] = lambda: 0,
         budget: tuple[int, float] = (0, 0.0),
+        needs: Callable[[int, list[int]], int] = lambda width, sizes: 0,
     ) -> None:
         self._runner, self._capture, self._memory, self._budget = runner, capture, memory, budget
+        self._needs = needs
         self._recorded: dict[int, Recorded] = {}
         self.counts = {"verify_recorded": 0, "verify_eager": 0}
         self.nbytes, self.seconds = 0, 0.0
@@ -58,6 +61,8 @@ class TargetGraphs:
         for gamma in order:
             width = gamma + 1
             sizes = [size for size in batch_sizes if size * width <= MOST_ROWS]
+            if sizes and not ranks.agreed(self.nbytes + self._needs(width, sizes) <= self._budget[0]):
+                break
             if sizes:
                 self._recorded[width] = self._capture(width, sizes)
             self.nbytes, self.seconds = self._memory() - before, time.perf_counter() - began

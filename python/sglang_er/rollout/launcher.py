@@ -19,7 +19,8 @@ from sglang_er.rollout import machine
 from sglang_er.rollout.client import Client
 from sglang_er.rollout.errors import RolloutError
 
-START_TIMEOUT_S = 300.0
+# On a GPU kernels are compiled and graphs recorded first.
+START_TIMEOUT_S, GPU_START_TIMEOUT_S = 300.0, 900.0
 STOP_TIMEOUT_S = 10.0
 HOST = "127.0.0.1"
 # Below those that the kernel gives to outgoing connections: one of them could take the port before the server does.
@@ -94,7 +95,7 @@ def running_server(
         )
     try:
         server = ServerProcess(process, log, Client(f"http://{HOST}:{port}"))
-        _wait_until_healthy(server, on_wait)
+        _wait_until_healthy(server, GPU_START_TIMEOUT_S if "cuda" in flags else START_TIMEOUT_S, on_wait)
         yield server
     except RolloutError:
         # A request that failed because the server is gone should name the cause, not the symptom.
@@ -105,18 +106,16 @@ def running_server(
         _stop(process)
 
 
-def _wait_until_healthy(server: ServerProcess, on_wait: Callable[[float], None] | None) -> None:
+def _wait_until_healthy(server: ServerProcess, seconds: float, on_wait: Callable[[float], None] | None) -> None:
     started = time.monotonic()
-    while (elapsed := time.monotonic() - started) < START_TIMEOUT_S:
+    while (elapsed := time.monotonic() - started) < seconds:
         server.check_alive()
         if server.client.healthy():
             return
         if on_wait is not None:
             on_wait(elapsed)
         time.sleep(1.0)
-    raise RolloutError(
-        f"the server did not answer within {START_TIMEOUT_S:.0f} s: {last_line(server.log)} (log: {server.log})"
-    )
+    raise RolloutError(f"the server did not answer within {seconds:.0f} s: {last_line(server.log)} (log: {server.log})")
 
 
 def _ended(process: subprocess.Popen[bytes], grace_s: float = 2.0) -> bool:

@@ -77,7 +77,8 @@ class ShadowPool:
         """Quantize what the pool holds in these slots, int64 [n], of all layers."""
         for (keys, values), shadow in zip(self._pool, self.layers, strict=True):
             kernels.kv_shadow_store(keys, values, slots, shadow)
-        self.valid[slots] = 1
+        # Not `valid[slots] = 1`: on a GPU that copies the number there and waits, which no graph may record.
+        self.valid.index_fill_(0, slots, 1)
 
     @property
     def nbytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,31 @@ def test_graphs_that_nobody_has_seen_are_asked_for():
         validate()
     validate(disable_cuda_graph=True)
     validate({"draft_graphs": "on"})
+
+
+def test_draft_passes_of_several_ranks_are_not_recorded():
+    with pytest.raises(ConfigError, match="--er-draft-graphs off"):
+        validate({"draft_graphs": "on"}, tp_size=2)
+    validate({"draft_graphs": "off"}, tp_size=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        ({}, True),
+        ({"disable_prefill_cuda_graph": True}, False),
+        ({"cuda_graph_backend_prefill": "full"}, False),
+        ({"enable_memory_saver": False}, False),
+        ({"disable_cuda_graph": True}, False),
+    ],
+    ids=str,
+)
+def test_sglangs_own_prefill_graphs_know_no_memory_saver(
+    flags: dict[str, Any], refused: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SGLANG_MEMORY_SAVER_CUDA_GRAPH", "true")
+    with pytest.raises(ConfigError, match="--disable-prefill-cuda-graph") if refused else nullcontext():
+        validate({"draft_graphs": "on"}, **{"enable_memory_saver": True, **flags})
 
 
 def test_a_cpu_is_asked_nothing():

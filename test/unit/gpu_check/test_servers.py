@@ -6,12 +6,17 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.server import Server
+
+from sglang_er import config
+from sglang_er.cli import serve
+from sglang_er.config import RolloutConfig
+from sglang_er.engine import algorithm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 
@@ -22,18 +27,39 @@ from gpu.servers import KINDS, Servers, flags_of
 GPU = Options(Path())
 
 
-def test_sglang_knows_every_flag():
+def parsed(flags: Sequence[str]) -> tuple[argparse.Namespace, RolloutConfig, bool]:
+    """What SGLang and we understand of the flags of `serve`, and whether they draft as we do."""
     from sglang.srt.server_args import ServerArgs
 
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    ServerArgs.add_cli_args(parser)
-    for kind in KINDS.values():
-        flags = [flag for flag in flags_of(kind, GPU, Path("model")) if flag != "--plain"]
-        args = parser.parse_args(["--model-path", "model", *flags])
-        assert args.device == "cuda" and args.attention_backend == "triton"
-        assert args.speculative_draft_model_path in (None, "model")
-    plain = [flag for flag in ingredients.SERVER_FLAGS if flag not in ("--er-draft-graphs", "eager")]
-    assert parser.parse_args(["--model-path", "model", *plain]).disable_cuda_graph
+    ours, theirs = argparse.ArgumentParser(allow_abbrev=False), argparse.ArgumentParser(allow_abbrev=False)
+    serve.add_arguments(ours)
+    ServerArgs.add_cli_args(theirs)
+    mine, others = ours.parse_known_args(["--model-path", "model", *flags])
+    args = theirs.parse_args(["--model-path", "model", *others])
+    return args, config.from_flags(mine), not mine.plain and args.speculative_algorithm is None
+
+
+@pytest.mark.parametrize("options", [GPU, Options(Path(), eager=True), Options(Path(), cuda_graph=True)])
+@pytest.mark.parametrize("name", KINDS)
+def test_the_flags_start_a_server(name: str, options: Options, monkeypatch: pytest.MonkeyPatch):
+    """On a GPU: SGLang knows every one, and what is refused before the weights are loaded is not asked for."""
+    for variable, value in KINDS[name].env.items():
+        monkeypatch.setenv(variable, value)
+    args, resolved, drafts = parsed(flags_of(KINDS[name], options, Path("model")))
+    assert args.device == "cuda" and args.attention_backend == "triton"
+    assert args.speculative_draft_model_path in (None, "model")
+    assert drafts == KINDS[name].ours
+    if drafts:
+        algorithm._validate_gpu(args, resolved)
+        assert resolved.kernels == "cuda,triton,reference"
+        assert resolved.draft_graphs == ("eager" if args.disable_cuda_graph else "on")
+
+
+def test_the_ingredients_server_starts():
+    args, resolved, drafts = parsed(ingredients.SERVER_FLAGS)
+    assert drafts and args.disable_cuda_graph
+    algorithm._validate_gpu(args, resolved)
+    assert (resolved.kernels, resolved.draft_graphs) == ("cuda,triton,reference", "eager")
 
 
 def test_exactness_is_checked_without_graphs_unless_they_are_asked_for():

@@ -72,7 +72,11 @@ def target_graphs(runner: ModelRunner, config: RolloutConfig) -> TargetGraphs:
         free, total = torch.cuda.mem_get_info()
         return int(total - free)
 
-    return TargetGraphs(runner, capture, memory, (config.graph_memory_mb << 20, config.graph_seconds))
+    def needs(width: int, batch_sizes: list[int]) -> int:
+        """The Triton backend's KV indices: 8 bytes for every token that a row may see."""
+        return max(batch_sizes) * width * runner.model_config.context_len * 8
+
+    return TargetGraphs(runner, capture, memory, (config.graph_memory_mb << 20, config.graph_seconds), needs)
 
 
 def _attention_backend(runner: ModelRunner, width: int) -> Any:

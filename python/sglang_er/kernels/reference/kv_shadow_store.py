@@ -31,7 +31,8 @@ def rotate(rows: torch.Tensor) -> torch.Tensor:
         low, high = rows.unflatten(-1, (-1, 2, half)).unbind(-2)
         rows = torch.stack([low + high, low - high], dim=-2).flatten(-3)
         half *= 2
-    return rows * (torch.ones((), dtype=rows.dtype) / torch.tensor(block, dtype=rows.dtype).sqrt()).to(rows.device)
+    # A number and not a tensor: copying one to a GPU would wait for it.
+    return rows * float(torch.ones((), dtype=rows.dtype) / torch.tensor(block, dtype=rows.dtype).sqrt())
 
 
 def dequantize_keys(shadow: KvShadow, precision: torch.dtype) -> torch.Tensor:
