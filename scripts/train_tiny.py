@@ -21,7 +21,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from sglang_er.compat import torchvision_shim
 from sglang_er.models import checkpoint, reference, streams, task, tiny, tokenizer
@@ -79,7 +78,7 @@ def start_from(model: torch.nn.Module, path: Path) -> None:
     The scale is the norm's gain over the root mean square that q or k has on task text, for each head: the function is
     nearly kept, and a short training does the rest.
     """
-    weights = {name: value.float() for name, value in load_file(path).items()}
+    weights = {name: value.float() for name, value in tiny.read_weights(path).items()}
     if set(weights) != set(model.state_dict()):
         small = streams.SmallStreams(weights, streams.text_batch()[0])
         for layer in range(tiny.TINY.layers):
@@ -189,7 +188,12 @@ def write_checkpoint(args: argparse.Namespace, shape: Shape, weights: dict[str, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=("qwen3", "llama"), required=True)
-    parser.add_argument("--out", type=Path, default=None, help="safetensors file (default: the committed asset)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="safetensors file, packed if it ends in .xz (default: the committed asset)",
+    )
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-tokens", type=int, default=2560)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -223,7 +227,7 @@ def main() -> int:
         print(f"wrote {args.checkpoint} ({write_checkpoint(args, shape, weights) / 1e6:.2f} MB)")
         return 0
     out = args.out or tiny.weights_path(args.arch)
-    save_file(weights, out, metadata={"format": "pt"})
+    tiny.write_weights(out, weights)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB)")
     return 0
 

@@ -93,7 +93,7 @@ def models_hash() -> str:
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
             if entry.is_dir() and entry.name != "__pycache__":
                 add(entry)
-            elif entry.name.endswith((".py", ".json", ".safetensors")):
+            elif entry.name.endswith((".py", ".json", ".safetensors.xz")):
                 digest.update(entry.name.encode() + entry.read_bytes())
 
     add(resources.files("sglang_er.models"))

@@ -7,6 +7,7 @@ uses it as a constant that lets unused vocabulary rows be pushed out of the dist
 
 from __future__ import annotations
 
+import lzma
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -97,18 +98,34 @@ def hf_config(arch: str, shape: Shape, dtype: str = "bfloat16", **extra: Any) ->
 
 
 def weights_path(arch: str) -> Path:
-    """The committed safetensors file (bf16) that holds `arch`'s trained weights."""
+    """The committed file that holds `arch`'s trained weights (`read_weights`)."""
     if arch not in FAMILY:
         raise ValueError(f"no trained weights for architecture {arch!r}: choose one of {', '.join(FAMILY)}")
-    return Path(str(resources.files(__package__) / "assets" / f"tiny_{FAMILY[arch]}.safetensors"))
+    return Path(str(resources.files(__package__) / "assets" / f"tiny_{FAMILY[arch]}.safetensors.xz"))
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file, which xz may have packed (.xz): bf16 weights keep three quarters of their size."""
+    from safetensors.torch import load
+
+    packed = path.read_bytes()
+    tensors: dict[str, torch.Tensor] = load(lzma.decompress(packed) if path.suffix == ".xz" else packed)
+    return tensors
+
+
+def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """What `read_weights` reads."""
+    from safetensors.torch import save
+
+    plain = save(weights, metadata={"format": "pt"})
+    path.write_bytes(lzma.compress(plain, preset=9) if path.suffix == ".xz" else plain)
 
 
 def load_weights(arch: str) -> dict[str, torch.Tensor]:
     """The trained tensors of `arch`, bf16, by Hugging Face name. Qwen2's q, k and v biases are added as zeros."""
     import torch
-    from safetensors.torch import load_file
 
-    weights: dict[str, torch.Tensor] = load_file(weights_path(arch))
+    weights = read_weights(weights_path(arch))
     if arch == "qwen2":
         for layer in range(TINY.layers):
             for name in ("q_proj", "k_proj", "v_proj"):
