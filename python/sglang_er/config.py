@@ -127,9 +127,10 @@ class RolloutConfig(SyncOptions):
     )
     kernels: str = Field(
         "auto",
-        pattern=r"^(auto|(cpu|cuda|triton|reference)(,(cpu|cuda|triton|reference))*)$",
+        pattern=r"^(auto|(cpu|cuda|triton|marlin|reference)(,(cpu|cuda|triton|marlin|reference))*)$",
         description="who computes: auto, for the fastest kernels of this machine, or names in the order of preference: "
-        "cpu, cuda, triton, and reference, the plain torch ones that the others are tested against",
+        "cpu, cuda, triton, marlin, SGLang's W4A16 kernel on weights in its own layout, and reference, the plain torch "
+        "ones that the others are tested against",
     )
     kernel_table: str = Field(
         "auto",
@@ -219,8 +220,9 @@ class RolloutConfig(SyncOptions):
 
     @property
     def own_kernels(self) -> bool:
-        """Whether a CPU's compiled kernels may be used beyond the registry, which looks at `kernels` itself."""
-        return self.kernels.split(",")[0] in ("auto", "cpu")
+        """Whether a CPU's compiled kernels may be used beyond the registry, which looks at `kernels` itself;
+        Marlin only packs there and does not count."""
+        return next((name for name in self.kernels.split(",") if name != "marlin"), "") in ("auto", "cpu")
 
     def set_by(self) -> dict[str, Source]:
         """Which layer each field's value comes from."""

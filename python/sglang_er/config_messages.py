@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 FORMS = {
     "thresholds": "give pairs batch:gamma with batch sizes from 1 up and rising, like 1:5,4:3,16:1",
     "rl_compat": "give all, none, or any of sessions,spec_keys,weight_version,memory,guard",
-    "kernels": "give auto, or any of cpu,cuda,triton,reference in the order of preference",
+    "kernels": "give auto, or any of cpu,cuda,triton,marlin,reference in the order of preference",
     "gamma_schedule": "give draft lengths with commas between, like 0,3,1,7",
 }
 

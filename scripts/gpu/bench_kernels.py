@@ -1,6 +1,7 @@
 """Section `bench_kernels`: seconds of every implementation at the layer sizes of Qwen2.5-7B and of Qwen3-30B-A3B's
 experts, what torch takes for the same, and the share of the bandwidth of a large copy; then further sizes and models,
-for the table of measured times (`sglang-er kernel-table`). Cells: one op, one implementation, one layer or shape.
+for the table of measured times (`sglang-er kernel-table`). Cells: one op, one implementation, one layer or shape; of
+`w4a16_linear` also SGLang's Marlin and Humming, whose layouts are others: their rows have no place in the table.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ import torch
 
 from sglang_er.bench.kernels import layers_of
 from sglang_er.kernels import registry
+from sglang_er.kernels.formats import MARLIN
 from sglang_er.kernels.source_key import source_key
 from sglang_er.models.sizes import PublicSize, public_size
 from sglang_er.models.tiny import TINY, Shape
 
 from . import bench_sampling, bench_works, clock
-from .bench_works import ATTENTION, DTYPE, TORCH, Heads, Make
+from .bench_works import ATTENTION, DTYPE, HUMMING, TORCH, Heads, Make
 from .sections import Cell, Context, Options, Section, Skip
 
 BATCHES, DRY_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128), (1, 2)
 # A verify pass has more rows, and torch multiplies them.
 TORCH_BATCHES = (*BATCHES, 256, 512, 1024)
 LINEAR_OPS = ("w4a16_linear", "w4a8_linear", "bf16_linear")
-TABLE_OPS = ("w4a16_linear", "quantize_pack")
+# What is measured beside the implementations of an op.
+LIBRARIES = {"w4a16_linear": [HUMMING], "bf16_linear": [TORCH]}
+# Of the further models; torch's product is what a 4-bit one is compared with.
+OTHERS_OPS = ("w4a16_linear", "bf16_linear", "quantize_pack")
 FIRST = public_size("qwen2", "7b")
 # The sizes of Qwen3-4B are from its published configuration.
 OTHERS = (public_size("llama", "7b"), PublicSize("Qwen3-4B", Shape(2560, 36, 32, 8, 128, 9728, 151936)))
@@ -72,7 +77,7 @@ def _for_the_table(heads: Heads, dry: bool, device: str) -> list[Cell]:
     if dry:
         return found
     for index, model in enumerate(OTHERS):
-        found += _layers(model, dry, device, TABLE_OPS, f"{model.name} ")
+        found += _layers(model, dry, device, OTHERS_OPS, f"{model.name} ")
         if index == 0:  # the others have the same heads
             for requests, context in TABLE_DECODES:
                 found += _decode(OTHER_HEADS, requests, context, ["decode int4"], device)
@@ -91,9 +96,10 @@ def _layers(model: PublicSize, dry: bool, device: str, ops: Sequence[str], prefi
             if op == "quantize_pack":
                 found += _cells(op, _names(op, device), what, partial(bench_works.pack, layer), facts)
                 continue
-            for name in [*_names(op, device), *([TORCH] if op == "bf16_linear" else [])]:
+            for name in [*_names(op, device), *LIBRARIES.get(op, [])]:
                 batches = DRY_BATCHES if dry else TORCH_BATCHES if name == TORCH else BATCHES
-                found += _cells(op, [name], what, partial(bench_works.linear, op, layer, batches), facts)
+                make = bench_works.humming_linear if name == HUMMING else partial(bench_works.linear, op)
+                found += _cells(op, [name], what, partial(make, layer, batches), facts)
     return found
 
 
@@ -105,7 +111,9 @@ def _decode(heads: Heads, requests: int, context: int, labels: Sequence[str], de
 
 
 def _names(op: str, device: str) -> list[str]:
-    return [entry.name for entry in registry.implementations(op) if entry.device == device]
+    """Marlin packs on any device, as the reference does."""
+    found = registry.implementations(op)
+    return [entry.name for entry in found if entry.device == device or (entry.name, entry.device) == (MARLIN, None)]
 
 
 def _cells(op: str, names: Sequence[str], what: str, make: Make, facts: Mapping[str, Any] | None = None) -> list[Cell]:

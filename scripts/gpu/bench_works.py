@@ -1,6 +1,6 @@
 """What section `bench_kernels` times, but for sampling (`bench_sampling.py`): calls of an op on memory that rotates, by
 label, with the sizes that the table of measured times and the simulator compute with (`at`: as
-`kernels/size_classes.py` names them).
+`kernels/size_classes.py` names them; weights in another layout than ours have none).
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import torch.nn.functional as functional
 
 from sglang_er import kernels
 from sglang_er.bench.linear import Layer, clone
-from sglang_er.kernels import KvShadow, registry, size_classes
+from sglang_er.kernels import KvShadow, MarlinWeight, PackedWeight, QuantizedWeight, registry, size_classes
+from sglang_er.kernels.formats import MARLIN
 from sglang_er.kernels.kv_shadow import ShadowFormat
 
-from . import clock
+from . import clock, humming
+from .sections import Skip
 
 GROUP = 128
 DTYPE = torch.bfloat16
-TORCH = "torch"
+TORCH, HUMMING = "torch", "humming"
 EXACT_NEWEST = 32
 SHADOWS: tuple[ShadowFormat, ...] = ("int4", "fp8")
 # Query tokens a request, format of the shadow.
@@ -59,7 +61,10 @@ def linear(op: str, layer: Layer, batches: Sequence[int], name: str, device: str
         weights: list[Any] = [weight.clone() for _ in range(clock.copies_for(weight.nbytes, device))]
         nbytes = weight.nbytes
     else:
-        packed = kernels.quantize_pack(weight, GROUP, implementation=registry.REFERENCE)
+        packed = _empty(layer, weight.dtype, name, device)
+        kernels.quantize_pack(
+            weight, GROUP, out=packed, implementation=MARLIN if name == MARLIN else registry.REFERENCE
+        )
         weights = [clone(packed) for _ in range(clock.copies_for(packed.nbytes, device))]
         nbytes = packed.nbytes
     found = {}
@@ -70,17 +75,42 @@ def linear(op: str, layer: Layer, batches: Sequence[int], name: str, device: str
             runs: list[clock.Run] = [partial(functional.linear, x, w) for w in weights]
         else:
             runs = [partial(getattr(kernels, op), x, w, None, out, implementation=name) for w in weights]
-        facts = {"M": batch, "at": size_classes.linear(batch, layer.rows, layer.cols, GROUP)}
+        at = {"at": size_classes.linear(batch, layer.rows, layer.cols, GROUP)}
+        facts = {"M": batch, **(at if name != MARLIN else {})}
         found[f"M={batch}"] = Work(runs, nbytes + x.nbytes + out.nbytes, facts)
     return found
+
+
+def humming_linear(layer: Layer, batches: Sequence[int], name: str, device: str) -> dict[str, Work]:
+    """Results are compared before anything is timed."""
+    weight = torch.randn(layer.rows, layer.cols, device=device).mul_(0.02).bfloat16()
+    first = humming.linear(weight, GROUP, device)
+    linears = [first, *(humming.copy(first) for _ in range(clock.copies_for(first.nbytes, device) - 1))]
+    found = {}
+    for batch in batches:
+        x = torch.randn(batch, layer.cols, device=device).bfloat16()
+        humming.check(first, x, weight)
+        out = x.new_empty(batch, layer.rows)
+        runs: list[clock.Run] = [partial(linear, x, out) for linear in linears]
+        found[f"M={batch}"] = Work(runs, first.nbytes + x.nbytes + out.nbytes, {"M": batch})
+    return found
+
+
+def _empty(layer: Layer, dtype: torch.dtype, name: str, device: str) -> QuantizedWeight:
+    """Buffers in the layout of an implementation. Raises Skip where it has none for the layer."""
+    if name != MARLIN:
+        return PackedWeight.empty(layer.rows, layer.cols, GROUP, dtype, device)
+    if reason := MarlinWeight.refusal(layer.rows, layer.cols, GROUP, dtype):
+        raise Skip(f"marlin does not serve [{layer.rows}, {layer.cols}]: {reason}")
+    return MarlinWeight.empty(layer.rows, layer.cols, GROUP, dtype, device)
 
 
 def pack(layer: Layer, name: str, device: str) -> dict[str, Work]:
     weight = torch.randn(layer.rows, layer.cols, device=device).bfloat16()
     weights = [weight.clone() for _ in range(clock.copies_for(weight.nbytes, device))]
-    out = kernels.PackedWeight.empty(layer.rows, layer.cols, GROUP, weight.dtype, device)
+    out = _empty(layer, weight.dtype, name, device)
     runs = [partial(kernels.quantize_pack, w, GROUP, out=out, implementation=name) for w in weights]
-    facts = {"at": size_classes.packing(layer.rows, layer.cols, GROUP)}
+    facts = {"at": size_classes.packing(layer.rows, layer.cols, GROUP)} if name != MARLIN else {}
     return {"": Work(runs, weight.nbytes + out.nbytes, facts)}
 
 
@@ -88,12 +118,10 @@ def experts(sizes: tuple[int, int, int, int], tokens: Sequence[int], name: str, 
     """Bytes: of the experts that the tokens name, each once. Every call has weights and choices of its own."""
     outputs, inner, count, choices = sizes
     shapes = ((count * 2 * inner, outputs), (count * outputs, inner))
-    packed = [
-        kernels.quantize_pack(
-            torch.randn(shape, device=device).mul_(0.02).bfloat16(), GROUP, implementation=registry.REFERENCE
-        )
-        for shape in shapes
-    ]
+    packed = [PackedWeight.empty(*shape, GROUP, DTYPE, device) for shape in shapes]
+    for shape, weight in zip(shapes, packed):
+        live = torch.randn(shape, device=device).mul_(0.02).bfloat16()
+        kernels.quantize_pack(live, GROUP, out=weight, implementation=registry.REFERENCE)
     of_one = sum(weight.nbytes for weight in packed) // count
     found = {}
     for batch in tokens:

@@ -15,7 +15,7 @@ COMMAND, PREBUILT = "build-kernels", "SGLANG_ER_CUDA_KERNELS"
 
 
 def cells(options: Options) -> Sequence[Cell]:
-    return [Cell("versions", versions), Cell("cuda kernels", build)]
+    return [Cell("versions", versions), Cell("cuda kernels", build), Cell("marlin", marlin)]
 
 
 def versions(context: Context) -> dict[str, Any]:
@@ -47,6 +47,20 @@ def build(context: Context) -> dict[str, Any]:
     if done.returncode:
         raise CellError(shortened(done.stdout + done.stderr) or f"exit code {done.returncode}")
     return {"output": shortened(done.stdout + done.stderr), "shown": "built"}
+
+
+def marlin(context: Context) -> dict[str, Any]:
+    """SGLang's own compilation of its kernel, which takes minutes: before a cell that has seconds asks for it."""
+    if context.options.dry_run:
+        raise Skip("a dry run builds nothing")
+    if nvcc() is None:
+        raise Skip("no nvcc here")
+    make = "import torch; from sglang_er.kernels.marlin.loader import module; "
+    make += "module(torch.bfloat16), module(torch.float16)"
+    done = subprocess.run([sys.executable, "-c", make], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CellError(shortened(done.stdout + done.stderr) or f"exit code {done.returncode}")
+    return {"shown": "built"}
 
 
 SECTION = Section("build", cells)

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from sglang_er.kernels import MarlinWeight
 from sglang_er.kernels.kv_shadow import FORMATS
 
 from . import kernel_makers as makers
@@ -45,9 +46,24 @@ def _w4_cases(op: str, small: bool) -> list[Case]:
     made = [(m, n, k, group, BF16, None) for m, n, k, group in sizes]
     m, n, k, group = sizes[-1] if small else (9, 1536, 1536, 128)
     made += [(m, n, k, group, dtype, bias) for dtype in (BF16, FP16, FP32) for bias in {dtype: 0, FP32: 0}]
-    return _listed(
-        op, [(_name(m, n, k, g, d, b), partial(makers.w4_linear, op, m, n, k, g, d, b)) for m, n, k, g, d, b in made]
-    )
+    own = [(_name(m, n, k, g, d, b), partial(makers.w4_linear, op, m, n, k, g, d, b)) for m, n, k, g, d, b in made]
+    return _listed(op, own + (_marlin_linears(small) if op == "w4a16_linear" else []))
+
+
+def _marlin_linears(small: bool) -> list[tuple[str, Prepare]]:
+    """Both of its widths of tiles, every number of blocks of 16 rows, more rows than it takes at once, its groups."""
+    layers = [(64, 128, 32)] if small else [(4608, 3584, 128), (3584, 18944, 128), (37888, 3584, 128), (960, 640, 64)]
+    rows = (1, 5) if small else (1, 4, 8, 9, 16, 17, 33, 49, 64, 200, 256)
+    made = [(m, *layer, BF16, None) for layer in layers for m in rows]
+    made += [(9, 128, 256, 32, FP16, FP16), (3, 192, 384, 64, BF16, BF16)]
+    made += [] if small else [(1, 152064, 3584, 128, BF16, None), (33, 1536, 1536, 128, FP16, None)]
+    return [
+        (
+            f"marlin {_name(m, n, k, g, d, b)}",
+            partial(makers.w4_linear, "w4a16_linear", m, n, k, g, d, b, layout=MarlinWeight),
+        )
+        for m, n, k, g, d, b in made
+    ]
 
 
 def _name(m: int, n: int, k: int, group: int, dtype: torch.dtype, bias: torch.dtype | None) -> str:
@@ -76,6 +92,12 @@ def _quantize_cases(small: bool) -> list[Case]:
     )
     made = [(n, k, group, dtype) for n, k, group in sizes for dtype in ((BF16,) if n > 100 else (BF16, FP16, FP32))]
     named = [(f"{n}x{k} g{g} {NAMES[d]}", partial(makers.quantize_pack, n, k, g, d)) for n, k, g, d in made]
+    marlin = [(64, 128, 32, BF16), (128, 384, 128, FP16)]
+    marlin += [] if small else [(3584, 18944, 128, BF16), (960, 640, 64, BF16), (37888, 3584, 128, BF16)]
+    named += [
+        (f"marlin {n}x{k} g{g} {NAMES[d]}", partial(makers.quantize_pack, n, k, g, d, layout=MarlinWeight))
+        for n, k, g, d in marlin
+    ]
     return _listed("quantize_pack", named)
 
 

@@ -12,8 +12,9 @@ import torch
 from support.paged_pool import PagedPool, random_pool
 
 from sglang_er import kernels
-from sglang_er.kernels import KvShadow, PackedWeight
+from sglang_er.kernels import KvShadow, MarlinWeight, PackedWeight, QuantizedWeight
 from sglang_er.kernels.kv_shadow import ShadowFormat
+from sglang_er.kernels.marlin_weight import Layout
 
 REFERENCE = "reference"
 POISON = 0xAA
@@ -87,25 +88,40 @@ class Guarded:
         return relative(self.out, truth) if untouched else math.inf
 
 
-def quantize_pack(rows: int, cols: int, group: int, dtype: torch.dtype, draw: Draw) -> Prepared:
+def quantize_pack(
+    rows: int, cols: int, group: int, dtype: torch.dtype, draw: Draw, layout: Layout = PackedWeight
+) -> Prepared:
     weight = draw.weight(rows, cols + 8, dtype)[:, :cols]
     weight[0] = 0.5  # a row of one value has no span
-    out, truth = (PackedWeight.empty(rows, cols, group, dtype, draw.device) for _ in range(2))
+    out, truth = (layout.empty(rows, cols, group, dtype, draw.device) for _ in range(2))
     kernels.quantize_pack(weight, group, out=truth, implementation=REFERENCE)
 
     def call(implementation: str) -> None:
-        _poison(out.packed, out.scales_zeros)
+        _poison(*_buffers(out))
         kernels.quantize_pack(weight, group, out=out, implementation=implementation)
 
-    pairs = [(out.packed, out.scales_zeros), (truth.packed, truth.scales_zeros)]
-    return Prepared(call, lambda: different(*pairs), 0.0)
+    return Prepared(call, lambda: different(_buffers(out), _buffers(truth)), 0.0)
+
+
+def _buffers(weight: QuantizedWeight) -> tuple[torch.Tensor, ...]:
+    return (weight.packed, weight.scales_zeros) if isinstance(weight, PackedWeight) else weight.buffers
 
 
 def w4_linear(
-    op: str, m: int, n: int, k: int, group: int, dtype: torch.dtype, bias: torch.dtype | None, draw: Draw
+    op: str,
+    m: int,
+    n: int,
+    k: int,
+    group: int,
+    dtype: torch.dtype,
+    bias: torch.dtype | None,
+    draw: Draw,
+    layout: Layout = PackedWeight,
 ) -> Prepared:
     function = getattr(kernels, op)
-    weight = kernels.quantize_pack(draw.weight(n, k), group, implementation=REFERENCE)
+    live = draw.weight(n, k, dtype if layout is MarlinWeight else BF16)  # Marlin's scales have the dtype of x
+    weight = layout.empty(n, k, group, live.dtype, draw.device)
+    kernels.quantize_pack(live, group, out=weight, implementation=REFERENCE)
     x = draw.normal(m, k + 8, dtype=dtype)[:, :k]
     added = None if bias is None else draw.normal(n, dtype=bias)
     truth = function(x.double(), weight, None, implementation=REFERENCE)

@@ -7,10 +7,10 @@ decode step does; they are random, because constant data is cached and compresse
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as functional
@@ -20,6 +20,7 @@ from sglang_er.bench.stream import Stream
 from sglang_er.bench.timing import Run, Timing, rotate
 
 GROUP_SIZE = 128
+AnyWeight = TypeVar("AnyWeight", bound=kernels.QuantizedWeight)
 # A turn should last about as long as reading this much.
 _BYTES_A_TURN = 256 << 20
 
@@ -61,17 +62,17 @@ class Weights:
         self.bf16 = [weight, *(weight.clone() for _ in range(self._copies(weight.nbytes) - 1))]
         # Where the ops that share a form are in their rotation over its copies.
         self.bf16_position, self.packed_position = count(), count()
-        self._packed: list[kernels.PackedWeight] = []
+        self._packed: list[kernels.QuantizedWeight] = []
         self._int4pack: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def _copies(self, nbytes: int) -> int:
         return max(1, -(-self._footprint // nbytes))
 
     @property
-    def packed(self) -> list[kernels.PackedWeight]:
+    def packed(self) -> list[kernels.QuantizedWeight]:
         if not self._packed:
             first = kernels.quantize_pack(self.bf16[0], GROUP_SIZE)
-            self._packed = [first, *(clone(first) for _ in range(self._copies(packed_bytes(first)) - 1))]
+            self._packed = [first, *(clone(first) for _ in range(self._copies(first.nbytes) - 1))]
         return self._packed
 
     @property
@@ -86,14 +87,10 @@ class Weights:
         return self._int4pack
 
 
-def clone(weight: kernels.PackedWeight) -> kernels.PackedWeight:
-    return kernels.PackedWeight(
-        weight.packed.clone(), weight.scales_zeros.clone(), *weight.shape, weight.group_size, weight.dtype
-    )
-
-
-def packed_bytes(weight: kernels.PackedWeight) -> int:
-    return weight.packed.nbytes + weight.scales_zeros.nbytes
+def clone(weight: AnyWeight) -> AnyWeight:
+    """The same in other memory."""
+    parts = ((field.name, getattr(weight, field.name)) for field in fields(weight))
+    return replace(weight, **{name: part.clone() for name, part in parts if isinstance(part, torch.Tensor)})
 
 
 class Made(NamedTuple):
@@ -134,7 +131,7 @@ def _ours(name: str, packed: bool) -> Callable[[torch.Tensor, Weights], Made | N
             return None
         if packed:
             runs: list[Run] = [partial(op, x, w) for w in weights.packed]
-            return Made(runs, packed_bytes(weights.packed[0]), weights.packed_position)
+            return Made(runs, weights.packed[0].nbytes, weights.packed_position)
         return Made([partial(op, x, w) for w in weights.bf16], weights.bf16[0].nbytes, weights.bf16_position)
 
     return make

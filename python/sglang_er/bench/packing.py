@@ -7,7 +7,7 @@ from functools import partial
 from itertools import count
 
 from sglang_er import kernels
-from sglang_er.bench.linear import GROUP_SIZE, Layer, Weights, packed_bytes
+from sglang_er.bench.linear import GROUP_SIZE, Layer, Weights
 from sglang_er.bench.timing import Timing, rotate
 
 
@@ -35,4 +35,4 @@ def measure(layer: Layer, footprint: int, timing: Timing) -> Packing:
     position = count()
     seconds = timing.at_most(2).seconds({"pack": rotate(pack, position), "copy": rotate(copy, position)})
     read = weights[0].nbytes
-    return Packing(layer, seconds["pack"], (read + packed_bytes(outs[0])) / seconds["pack"], 2 * read / seconds["copy"])
+    return Packing(layer, seconds["pack"], (read + outs[0].nbytes) / seconds["pack"], 2 * read / seconds["copy"])

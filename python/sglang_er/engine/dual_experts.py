@@ -1,7 +1,8 @@
 """The twin's experts: a second, packed precision for SGLang's fused mixture-of-experts layers, chosen by the switch.
 
-All experts of a layer are one packed weight, expert after expert, remade in one pass. On a GPU they are quantized where
-a kernel of ours reads these buffers: plain torch would compute every expert for every token, exact ones are faster.
+All experts of a layer are one packed weight in our own layout, expert after expert, remade in one pass. On a GPU they
+are quantized where a kernel of ours reads these buffers: plain torch would compute every expert for every token, exact
+ones are faster.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ the target alone.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -80,7 +81,7 @@ def install_twin(
             else:
                 inputs = module.w2_weight.shape[2]
                 _check_shard(f"{name}.w2_weight", inputs, inputs * module.moe_tp_size, group_size)
-                dual_experts.install_experts(twin, name, module, pack)
+                dual_experts.install_experts(twin, name, module, partial(pack, own_layout=True))
     if quantize_lm_head:
         _install_lm_head(twin, model, pack)
     else:
@@ -91,11 +92,12 @@ def install_twin(
         logger.info("sglang-er: layers that stay exact in the twin: %s", ", ".join(twin.skipped))
     summary = twin.describe()
     logger.info(
-        "sglang-er: twin of %s linears, %.1f MB, %s bits per weight, group %d",
+        "sglang-er: twin of %s linears, %.1f MB, %s bits per weight, group %d, in the layout %s",
         summary["layers"],
         sum(layer.nbytes for layer in twin.layers) / 1e6,
         summary["bits_per_weight"],
         group_size,
+        ", ".join(f"{name} {count}" for name, count in Counter(layer.layout for layer in twin.layers).items()),
     )
     return twin
 

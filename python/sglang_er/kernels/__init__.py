@@ -7,7 +7,9 @@ from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.chain_ops import verify_chain
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
 from sglang_er.kernels.expert_ops import w4a16_experts
+from sglang_er.kernels.formats import layout_for
 from sglang_er.kernels.kv_shadow import KvShadow
+from sglang_er.kernels.marlin_weight import MarlinWeight, QuantizedWeight
 from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a8_linear, w4a16_linear
 from sglang_er.kernels.registry import active_implementation
 from sglang_er.kernels.sampling_ops import choose_seeded, draft_sample, sample_rows, softmax_rows
@@ -15,7 +17,9 @@ from sglang_er.kernels.sampling_ops import choose_seeded, draft_sample, sample_r
 __all__ = [
     "KvShadow",
     "LibraryError",
+    "MarlinWeight",
     "PackedWeight",
+    "QuantizedWeight",
     "active_implementation",
     "bf16_linear",
     "choose_seeded",
@@ -23,6 +27,7 @@ __all__ = [
     "draft_sample",
     "isa",
     "kv_shadow_store",
+    "layout_for",
     "library_version",
     "paged_attention",
     "quantize_pack",

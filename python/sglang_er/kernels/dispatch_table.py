@@ -122,7 +122,7 @@ def _cell(op: str, cell: Any, count: int, known: Collection[str]) -> tuple[tuple
         raise TableError(f"{op} at {list(sizes)}: expected {count} sizes from 1 up")
     for name, value in times.items():
         if name not in known:
-            raise TableError(f"{op} has no implementation {name!r}, there are: {', '.join(known)}")
+            raise TableError(f"{op} has no implementation {name!r} to choose by size, there are: {', '.join(known)}")
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise TableError(f"{op} at {list(sizes)}: {name} takes {value!r}, expected microseconds above 0")
     return sizes, times

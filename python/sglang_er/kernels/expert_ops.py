@@ -6,6 +6,7 @@ import torch
 
 from sglang_er.kernels.base import ROW_BLOCK, WEIGHT_DTYPES, PackedWeight, check_device, check_dtype, check_matrix
 from sglang_er.kernels.cpu import w4a16_experts as cpu_w4a16_experts
+from sglang_er.kernels.marlin_weight import QuantizedWeight
 from sglang_er.kernels.reference import w4a16_experts as reference_w4a16_experts
 from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_triton, run
 
@@ -19,8 +20,8 @@ register_triton("w4a16_experts", WEIGHT_DTYPES)
 
 def w4a16_experts(
     x: torch.Tensor,
-    gate_up: PackedWeight,
-    down: PackedWeight,
+    gate_up: QuantizedWeight,
+    down: QuantizedWeight,
     experts: torch.Tensor,
     weights: torch.Tensor,
     out: torch.Tensor | None = None,
@@ -34,12 +35,14 @@ def w4a16_experts(
 
     ``x[T, K]`` is bf16, fp16 or fp32 (the reference takes fp64 too); ``out`` has its shape and dtype; what lies between
     the two products may be rounded to its dtype. ``gate_up`` is ``[count * 2 * I, K]`` and ``down`` ``[count * K, I]``,
-    expert after expert, K and 2 * I multiples of 16. ``experts`` (int32 or int64) and ``weights`` (of x's dtype or
-    fp32) are ``[T, k]``; experts below 0 are another rank's and add nothing. Numbers from ``count`` on are not looked
-    for: that would wait for the device. Rows of all may lie any distance apart.
+    expert after expert, in our own layout (else TypeError), K and 2 * I multiples of 16. ``experts`` (int32 or int64)
+    and ``weights`` (of x's dtype or fp32) are ``[T, k]``; experts below 0 are another rank's and add nothing. Numbers
+    from ``count`` on are not looked for: that would wait for the device. Rows of all may lie any distance apart.
 
     A row's result does not depend on the other rows. Nothing is read on the host, but for CPUs.
     """
+    if not (isinstance(gate_up, PackedWeight) and isinstance(down, PackedWeight)):
+        raise TypeError("w4a16_experts takes weights in our own layout: give quantize_pack PackedWeight.empty as out")
     check_matrix("x", x, None, gate_up.in_features)
     tokens, outputs = x.shape
     inner, count = down.in_features, down.out_features // outputs

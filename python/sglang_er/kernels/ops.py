@@ -20,45 +20,79 @@ from sglang_er.kernels.cpu import w4a8_linear as cpu_w4a8_linear
 from sglang_er.kernels.cpu import w4a16_linear as cpu_w4a16_linear
 from sglang_er.kernels.cuda import quantize_pack as cuda_quantize_pack
 from sglang_er.kernels.cuda import w4a16_linear as cuda_w4a16_linear
+from sglang_er.kernels.formats import layout_for
+from sglang_er.kernels.marlin import quantize_pack as marlin_quantize_pack
+from sglang_er.kernels.marlin import w4a16_linear as marlin_w4a16_linear
+from sglang_er.kernels.marlin_weight import QuantizedWeight
 from sglang_er.kernels.reference import bf16_linear as reference_bf16_linear
 from sglang_er.kernels.reference import dequantize as reference_dequantize
 from sglang_er.kernels.reference import quantize_pack as reference_quantize_pack
 from sglang_er.kernels.reference import w4a8_linear as reference_w4a8_linear
 from sglang_er.kernels.reference import w4a16_linear as reference_w4a16_linear
-from sglang_er.kernels.registry import REFERENCE, Implementation, register, register_cuda, register_triton, run
+from sglang_er.kernels.registry import (
+    REFERENCE,
+    Implementation,
+    register,
+    register_cuda,
+    register_marlin,
+    register_triton,
+    run,
+)
 
 _ACTIVATION_DTYPES = WEIGHT_DTYPES
 _REFERENCE_DTYPES = WEIGHT_DTYPES | {torch.float64}
 
+
+def _own_second(first: object, weight: object, *rest: object) -> bool:
+    """Our own layout, as the second argument."""
+    return isinstance(weight, PackedWeight)
+
+
+def _own_first(weight: object, *rest: object) -> bool:
+    return isinstance(weight, PackedWeight)
+
+
 register("quantize_pack", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_quantize_pack.quantize_pack))
-register("quantize_pack", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_quantize_pack.quantize_pack))
+register("quantize_pack", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_quantize_pack.quantize_pack, _own_second))
 register("w4a16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_w4a16_linear.w4a16_linear))
-register("w4a16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a16_linear.w4a16_linear))
+register("w4a16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a16_linear.w4a16_linear, _own_second))
 register("bf16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_bf16_linear.bf16_linear))
 register("bf16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_bf16_linear.bf16_linear))
-register("w4a8_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_w4a8_linear.w4a8_linear))
-register("w4a8_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a8_linear.w4a8_linear))
+register(
+    "w4a8_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_w4a8_linear.w4a8_linear, _own_second)
+)
+register("w4a8_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a8_linear.w4a8_linear, _own_second))
 register("dequantize", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_dequantize.dequantize))
-register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize))
+register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize, _own_first))
 register_cuda("quantize_pack", WEIGHT_DTYPES, cuda_quantize_pack.quantize_pack, cuda_quantize_pack.serves)
 register_cuda("w4a16_linear", HALF_DTYPES, cuda_w4a16_linear.w4a16_linear, cuda_w4a16_linear.serves)
 for _op in ("quantize_pack", "w4a16_linear", "dequantize"):
-    register_triton(_op, WEIGHT_DTYPES)
+    register_triton(_op, WEIGHT_DTYPES, _own_first if _op == "dequantize" else _own_second)
+# On any device, so that the layout can be tried where the kernel cannot.
+register_marlin("quantize_pack", None, WEIGHT_DTYPES, marlin_quantize_pack.quantize_pack, marlin_quantize_pack.serves)
+register_marlin("w4a16_linear", "cuda", HALF_DTYPES, marlin_w4a16_linear.w4a16_linear, marlin_w4a16_linear.serves)
 
 
 def quantize_pack(
     weight: torch.Tensor,
     group_size: int = 128,
     *,
-    out: PackedWeight | None = None,
+    out: QuantizedWeight | None = None,
     implementation: str | None = None,
-) -> PackedWeight:
-    """Quantizes ``weight[N, K]`` (bf16, fp16, fp32) to int4 in groups of ``group_size`` along K.
+) -> QuantizedWeight:
+    """Quantizes ``weight[N, K]`` (bf16, fp16, fp32) to int4 in groups of ``group_size`` along K, into our own layout
+    or, where ``marlin`` is asked before others and takes the shape, into Marlin's.
 
     For every row and group, with ``lo`` and ``hi`` the group's minimum and maximum::
 
         scale = max(bf16(hi / 15 - lo / 15), 2**-126)       zero = bf16(lo)
         q     = clamp(round((w - zero) * (1 / scale)), 0, 15)        W = q * scale + zero
+
+    and for a ``MarlinWeight``, whose zero points are integers, with ``lo`` at most and ``hi`` at least 0 and ``tiny``
+    the least normal number of the scale's dtype ``half``::
+
+        scale = max(half(hi / 15 - lo / 15), tiny)          z = clamp(round(-lo * (1 / scale)), 0, 15)
+        q     = clamp(round(w * (1 / scale)) + z, 0, 15)    W = half((q - z) * scale)
 
     Rows may lie any distance apart. Weights must be finite (others give some finite level, never a crash).
     ``out`` receives the result in its own buffers, whose addresses do not change; it must have been made for the
@@ -70,7 +104,8 @@ def quantize_pack(
     if weight.numel() == 0:
         raise ValueError(f"weight has shape {list(weight.shape)}, nothing to quantize")
     if out is None:
-        out = PackedWeight.empty(weight.shape[0], weight.shape[1], group_size, weight.dtype, weight.device)
+        layout = layout_for(weight, group_size, implementation)
+        out = layout.empty(weight.shape[0], weight.shape[1], group_size, weight.dtype, weight.device)
     elif out.shape != tuple(weight.shape) or out.group_size != group_size:
         raise ValueError(
             f"out was made for {list(out.shape)} in groups of {out.group_size}, "
@@ -83,7 +118,7 @@ def quantize_pack(
 
 def w4a16_linear(
     x: torch.Tensor,
-    weight: PackedWeight,
+    weight: QuantizedWeight,
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     *,
@@ -192,8 +227,8 @@ def w4a8_linear(
     return out
 
 
-def dequantize(weight: PackedWeight, *, implementation: str | None = None) -> torch.Tensor:
-    """``W[N, K] = q * scale + zero`` in fp32: the weight that ``weight`` stands for."""
+def dequantize(weight: QuantizedWeight, *, implementation: str | None = None) -> torch.Tensor:
+    """``W[N, K]`` in fp32: the weight that ``weight`` stands for, ``q * scale + zero`` in our own layout."""
     out = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     run("dequantize", weight.device.type, weight.dtype, implementation, weight, out)
     return out

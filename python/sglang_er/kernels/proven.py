@@ -5,7 +5,7 @@ docs/gpu-status.md says the same with dates; a test compares them.
 
 from __future__ import annotations
 
-GPU = ("cuda", "triton")  # implementations that it is about
+GPU = ("cuda", "triton", "marlin")  # implementations that it is about
 # (op, implementation)
 KERNELS: frozenset[tuple[str, str]] = frozenset()
 DRAFT_GRAPHS = False

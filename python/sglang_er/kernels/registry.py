@@ -10,7 +10,7 @@ never, and what none of them serves is done by the reference, which is said once
 
 Among several that may, a table of measured times (``use_table``) picks the fastest for the sizes of a call, for ops of
 the draft side alone (``size_classes.py`` says which and why). Sizes that are not in it, other devices than GPUs, and
-calls that name an implementation keep the order.
+calls that name an implementation keep the order, and so do weights in Marlin's layout.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def later(module: str, function: str) -> Callable[..., Any]:
     return lambda *arguments: found()(*arguments)
 
 
-def register_triton(op: str, dtypes: frozenset[torch.dtype]) -> None:
+def register_triton(op: str, dtypes: frozenset[torch.dtype], serves: Callable[..., bool] | None = None) -> None:
     """`triton/<op>.py`. For GPUs, and wherever Triton's interpreter is on for whoever names it."""
     device = None if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
     function = later(f"sglang_er.kernels.triton.{op}", op)
-    register(op, Implementation("triton", device, dtypes, function, proven=(op, "triton") in proven.KERNELS))
+    register(op, Implementation("triton", device, dtypes, function, serves, (op, "triton") in proven.KERNELS))
 
 
 def register_cuda(
@@ -86,6 +86,17 @@ def register_cuda(
 ) -> None:
     """A kernel of csrc/cuda; before Triton's of the same op, which is asked after it."""
     register(op, Implementation("cuda", "cuda", dtypes, function, serves, proven=(op, "cuda") in proven.KERNELS))
+
+
+def register_marlin(
+    op: str,
+    device: str | None,
+    dtypes: frozenset[torch.dtype],
+    function: Callable[..., Any],
+    serves: Callable[..., bool],
+) -> None:
+    """SGLang's Marlin, on weights in its layout only; after our own kernels, and never without being named so far."""
+    register(op, Implementation("marlin", device, dtypes, function, serves, (op, "marlin") in proven.KERNELS))
 
 
 def ops() -> list[str]:

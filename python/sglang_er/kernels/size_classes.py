@@ -6,6 +6,8 @@ policy itself computes may not depend on who shares the batch, so `softmax_rows`
 needs as well, and `verify_chain` keep one implementation for all sizes. `paged_attention` is the draft's on a GPU
 (SGLang's own backend attends for the policy), and only calls with one token a request, as a draft makes them, have a
 size here. `quantize_pack` and `kv_shadow_store` give the same bytes whoever computes.
+
+Only weights in our own layout. In which one a layer lies is decided once; those in Marlin's are served by Marlin alone.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from sglang_er.kernels.base import PackedWeight
 
 At = tuple[str, tuple[int, ...]]
 """(kind, sizes): implementations are compared within a kind, by sizes that are near in log space."""
@@ -48,11 +52,15 @@ def _kv_kind(format: str | None, head_dim: int) -> str:
     return f"{format or 'pool'} head_dim {head_dim}"
 
 
-def _of_linear(x: Any, weight: Any, *_: Any) -> At:
+def _of_linear(x: Any, weight: Any, *_: Any) -> At | None:
+    if not isinstance(weight, PackedWeight):
+        return None
     return linear(x.shape[0], weight.out_features, weight.in_features, weight.group_size)
 
 
-def _of_packing(weight: Any, out: Any) -> At:
+def _of_packing(weight: Any, out: Any) -> At | None:
+    if not isinstance(out, PackedWeight):
+        return None
     outputs, inputs = weight.shape
     return packing(outputs, inputs, out.group_size)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sglang_er.kernels import registry
 from sglang_er.kernels.dispatch_table import DispatchTable, TableError, parse
+from sglang_er.kernels.formats import MARLIN
 from sglang_er.kernels.size_classes import CLASSES
 from sglang_er.kernels.source_key import source_key
 
@@ -54,8 +55,9 @@ def find(choice: str, device: str) -> Found:
 
 
 def of_text(text: str, name: str) -> DispatchTable:
-    """A table of this package's ops. Raises TableError."""
-    known = {op: [entry.name for entry in registry.implementations(op)] for op in CLASSES}
+    """A table of this package's ops, by implementations that share our own layout. Raises TableError."""
+    names = {op: [entry.name for entry in registry.implementations(op)] for op in CLASSES}
+    known = {op: [name for name in found if name != MARLIN] for op, found in names.items()}
     return parse(text, name, known)
 
 

@@ -2,7 +2,7 @@
 
 copy bandwidth              bench_kernels, a large copy. Estimated shares keep their bytes per second
 linear layers of a step     bench_kernels, torch's product by rows, over all layers of a model
-linear layers of a draft    bench_kernels, `w4a16_linear` by rows, the fastest implementation of each layer
+linear layers of a draft    bench_kernels, `w4a16_linear` in our layout by rows, each layer's fastest implementation
 attention of a step         rollout, plain steps of one batch at two contexts
 attention of a draft        bench_kernels, decode from the int4 shadow: seconds = launch + bytes / rate, least squares
 fixed, per layer            rollout, the smallest plain step less its linear layers and attention
@@ -131,6 +131,8 @@ def _linear(
         values = record["values"]
         if values.get("op") == op and values.get("layer") in LAYERS:
             for row in values["rows"].values():
+                if "at" not in row:  # a weight in a library's layout
+                    continue
                 _, (rows, outputs, inputs) = row["at"]
                 layers = found.setdefault(values["model"], {}).setdefault(rows, {})
                 seconds, nbytes = (values["count"] * x for x in (1e-6 * row["us"], outputs * inputs * weight_bytes))

@@ -8,14 +8,17 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from sglang_er import kernels
+from sglang_er.kernels import PackedWeight
 
 
 class PackedLinear:
     """W4 copy of one weight [N, K].
 
     The weight is read through `source` at every packing, never kept: a weight loader may swap the Parameter.
-    The packed buffers keep their addresses for life (captured graphs read them), and are allocated inside `region()`.
-    `int8_activations` rounds the inputs to 8 bits on the fly (W4A8).
+    The packed buffers keep their addresses for life (captured graphs read them), and the layout that was chosen for
+    them when they were made; they alone are allocated inside `region()`. `own_layout`: ours, whatever else could be
+    had. `int8_activations` rounds the inputs to 8 bits on the fly (W4A8); weights in another layout take them as they
+    are.
     """
 
     def __init__(
@@ -25,14 +28,16 @@ class PackedLinear:
         group_size: int,
         int8_activations: bool = False,
         region: Callable[[], AbstractContextManager[None]] = nullcontext,
+        own_layout: bool = False,
     ) -> None:
         self.name = name
         self.source = source
         self.int8_activations = int8_activations
         weight = source().detach()
+        rows, cols = weight.shape
+        layout = PackedWeight if own_layout else kernels.layout_for(weight, group_size)
         with region():
-            outputs, inputs = weight.shape
-            self.packed = kernels.PackedWeight.empty(outputs, inputs, group_size, weight.dtype, weight.device)
+            self.packed = layout.empty(rows, cols, group_size, weight.dtype, weight.device)
         kernels.quantize_pack(weight, group_size, out=self.packed)
 
     def repack(self) -> None:
@@ -41,13 +46,21 @@ class PackedLinear:
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N] in x's dtype, accumulated in fp32."""
-        linear = kernels.w4a8_linear if self.int8_activations else kernels.w4a16_linear
-        out = linear(x.reshape(-1, x.shape[-1]), self.packed, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        if self.int8_activations and isinstance(self.packed, PackedWeight):
+            out = kernels.w4a8_linear(rows, self.packed, bias)
+        else:
+            out = kernels.w4a16_linear(rows, self.packed, bias)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @property
     def quantized_weights(self) -> int:
         return self.packed.out_features * self.packed.in_features
+
+    @property
+    def layout(self) -> str:
+        """Whose layout the weight is in: `own` or `marlin`."""
+        return "own" if isinstance(self.packed, PackedWeight) else "marlin"
 
     @property
     def nbytes(self) -> int:

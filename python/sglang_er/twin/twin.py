@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Twin:
             "layers_kept_exact": list(self.skipped),
             "quantized_weights": weights,
             "nbytes": nbytes,
+            "layouts": dict(Counter(layer.layout for layer in self.layers)),
             "bits_per_weight": round(8 * nbytes / weights, 4) if weights else None,
             "weight_epoch": self.weight_epoch,
             "twin_epoch": self.twin_epoch,

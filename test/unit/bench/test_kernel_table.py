@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from support.gpu_records import Record, bench, record, write
 
+from sglang_er import kernels
 from sglang_er.bench import kernel_table
+from sglang_er.bench.linear import Layer
 from sglang_er.cli import main as cli
 from sglang_er.kernels import registry, table_files
 from sglang_er.kernels.source_key import source_key
@@ -20,7 +22,7 @@ from sglang_er.rollout.gpu_records import RecordsError
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 
 import gpu_check
-from gpu import bench_kernels
+from gpu import bench_kernels, bench_works
 from gpu.records import Identity, Journal
 from gpu.sections import Context, Options
 
@@ -180,14 +182,35 @@ def test_what_bench_kernels_records_makes_a_table(tmp_path: Path, second):
     options = Options(tmp_path, dry_run=True)
     journal = Journal(tmp_path / "r.jsonl", Identity("abc", "A CPU", False, {}))
     for cell in bench_kernels.cells(options):
-        if cell.name.startswith("w4a16_linear"):
+        if cell.name.startswith(("w4a16_linear", "quantize_pack")) and "humming" not in cell.name:
             journal.append("bench_kernels", cell.name, "passed", 1.0, cell.run(Context(options)))
-    table = kernel_table.make(gpu_records.read([journal.path]))
+    records = gpu_records.read([journal.path])
+    assert {"quantize_pack cpu", "quantize_pack marlin"} <= {" ".join(r["cell"].split()[:2]) for r in records}
+    table = kernel_table.make(records)
+    assert list(table.ops) == ["w4a16_linear"]  # Marlin packs into a layout of its own: nothing to choose
     cells = table.ops["w4a16_linear"]["group 128"]
     assert {sizes[0] for sizes in cells} == {1} and (1, 384, 256) in cells
     assert all(set(times) == {"cpu", "second"} and min(times.values()) > 0 for times in cells.values())
     assert (table.kernels, table.dtype) == (source_key(), "bfloat16")
     assert table_files.of_text(table.to_text(), "t") == table
+
+
+def test_weights_in_a_librarys_layout_have_no_place_in_the_table(tmp_path: Path):
+    """A layer's layout is decided once, and not by the rows of a call."""
+    faster = [linear(name, {1: 1.0, 8: 1.0}) for name in ("marlin", "humming")]
+    faster.append(bench("quantize_pack", "marlin", LAYER, {"": {"us": 1.0}}))
+    for row in (row for entry in faster for row in entry["values"]["rows"].values()):
+        row.pop("at", None)
+    assert kernel_table.make([*SYNTHETIC, *faster]) == kernel_table.make(SYNTHETIC)
+    layer = Layer("o", 64, 256, 1)
+    for name, placed in (("marlin", False), ("cpu", True)):
+        works = [*bench_works.linear("w4a16_linear", layer, [1, 2], name, "cpu").values()]
+        works += bench_works.pack(layer, name, "cpu").values()
+        assert [("at" in work.facts) for work in works] == [placed] * len(works)
+    assert isinstance(works[0].runs[0].args[1], kernels.PackedWeight)
+    marlin = bench_works.linear("w4a16_linear", layer, [1], "marlin", "cpu")["M=1"]
+    assert all(isinstance(run.args[1], kernels.MarlinWeight) for run in marlin.runs)
+    assert len({run.args[1].packed.data_ptr() for run in marlin.runs}) == len(marlin.runs)
 
 
 def test_cells_have_names_of_their_own_and_the_first_model_comes_first():

@@ -197,3 +197,18 @@ def test_description_is_json():
     assert description["values"]["gamma"] == 2
     assert description["set_by"]["gamma"] == "flag"
     assert set(description["values"]) == set(description["set_by"]) == set(RolloutConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("names", "own"),
+    [
+        ("auto", True),
+        ("cpu,reference", True),
+        ("reference,cpu", False),
+        ("marlin,cpu,reference", True),
+        ("marlin", False),
+    ],
+)
+def test_whose_kernels_a_cpu_uses_beyond_the_registry(names: str, own: bool):
+    """Marlin only packs there: what is named behind it counts."""
+    assert resolve(flags={"kernels": names}).own_kernels == own

@@ -9,6 +9,7 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
 from sglang_er.config import ConfigError
 from sglang_er.engine.dual_precision import install_twin
+from sglang_er.kernels import registry
 from sglang_er.twin.twin import Twin
 
 
@@ -26,6 +27,19 @@ class Block(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.up(self.norm(x))[0])[0]
+
+
+class Wide(Block):
+    """One linear that Marlin takes, and one that it does not."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        torch.manual_seed(0)
+        self.norm = torch.nn.Identity()
+        self.up = ReplicatedLinear(256, 192, bias=True, params_dtype=torch.float32)
+        self.down = ReplicatedLinear(192, 256, bias=False, params_dtype=torch.float32)
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
 
 
 @pytest.fixture
@@ -109,3 +123,20 @@ def test_every_rank_has_whole_groups(block: Block) -> None:
     whole = Block()
     whole.down.input_size = 320
     assert len(install(whole).layers) == 2
+
+
+@torch.no_grad()
+def test_layers_that_marlin_takes_are_in_its_layout(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """The others keep ours, and the model computes with both."""
+    monkeypatch.setenv(registry.ENVIRONMENT, "marlin,cpu,reference")
+    registry.candidates.cache_clear()
+    block, x = Wide(), torch.randn(5, 256)
+    with caplog.at_level("INFO"):
+        twin = install_twin(block, group_size=64, quantize_lm_head=False)
+    assert [layer.layout for layer in twin.layers] == ["marlin", "own"]
+    assert "in the layout marlin 1, own 1" in caplog.text
+    expected = block(x)
+    with twin.draft_pass():
+        drafted = block(x)
+    assert 0 < (drafted - expected).norm() < 0.3 * expected.norm()
+    registry.candidates.cache_clear()

@@ -13,9 +13,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 
-from gpu import kernels
+from gpu import bench_kernels, kernels
 from gpu.kernel_cases import cases
-from gpu.sections import Context, Options
+from gpu.sections import Context, Options, Skip
 
 from sglang_er.kernels import registry
 
@@ -118,3 +118,27 @@ def test_arguments_that_an_implementation_does_not_take_are_no_failure(spoilt):
         registry._implementations["softmax_rows"][-1] = entry
     served = [label for label, result in found["cases"].items() if "not_served" not in result]
     assert found["passed"] and served and all("bf16" in label for label in served)
+
+
+def test_marlins_layout_has_cases_and_its_packing_passes():
+    for op in ("quantize_pack", "w4a16_linear"):
+        for small in (True, False):
+            assert any(case.label.startswith("marlin ") for case in cases(op, small))
+    found = kernels.check("quantize_pack", "marlin", CONTEXT)
+    served = [label for label, result in found["cases"].items() if "not_served" not in result]
+    assert found["passed"] and served and all(label.startswith("marlin ") for label in served)
+
+
+def test_the_layers_of_three_models_are_measured_with_every_library():
+    found = {cell.name for cell in bench_kernels.cells(Options(Path()))}
+    for layer in ("qkv 4608x3584", "Llama-3.1-8B down 4096x14336", "Qwen3-4B lm_head 151936x2560"):
+        for implementation in ("cuda", "marlin", "humming"):
+            assert f"w4a16_linear {implementation} {layer}" in found
+        assert f"bf16_linear torch {layer}" in found
+    assert len(found) == len(bench_kernels.cells(Options(Path())))
+
+
+def test_a_library_that_cannot_be_had_is_a_skipped_cell():
+    cell = next(c for c in bench_kernels.cells(CONTEXT.options) if c.name.startswith("w4a16_linear humming"))
+    with pytest.raises(Skip, match="GPUs only"):
+        cell.run(CONTEXT)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sglang_er import kernels
-from sglang_er.kernels import dispatch_table, registry, size_classes, source_key, table_files
+from sglang_er.kernels import MarlinWeight, dispatch_table, registry, size_classes, source_key, table_files
 from sglang_er.kernels.dispatch_table import DispatchTable, TableError
 
 DEVICE = "Test GPU 1"
@@ -80,6 +80,8 @@ class Caught(Exception):
             ("group 64", (3, 32, 256)),
         ),
         ("quantize_pack", lambda: kernels.quantize_pack(torch.ones(32, 256)), ("group 128", (32, 256))),
+        ("w4a16_linear", lambda: kernels.w4a16_linear(torch.ones(3, 256), MarlinWeight.empty(64, 256, 64)), None),
+        ("quantize_pack", lambda: kernels.quantize_pack(torch.ones(64, 256), implementation="marlin"), None),
         ("kv_shadow_store", lambda: _stored(8), ("int8 head_dim 64", (5, 2))),
         ("paged_attention", lambda: _attended(1), ("pool head_dim 64", (2, 4, 2))),
         ("paged_attention", lambda: _attended(1, shadow=4), ("int4 head_dim 64", (2, 4, 2))),
@@ -160,7 +162,8 @@ LINEAR = ["rows", "outputs", "inputs"]
         (one_op("w4a16_linear", LINEAR, {"at": [1, 2, 0], "us": {}}), "at [1, 2, 0]: expected 3 sizes from 1 up"),
         (
             one_op("w4a16_linear", LINEAR, {"at": [1, 2, 3], "us": {"marlin": 1}}),
-            "no implementation 'marlin', there are: reference, cpu, cuda, triton",
+            # of no op: a layer's layout is decided once, and not by the rows of a call
+            "no implementation 'marlin' to choose by size, there are: reference, cpu, cuda, triton",
         ),
         (one_op("w4a16_linear", LINEAR, {"at": [1, 2, 3], "us": {"cuda": 0}}), "cuda takes 0, expected microseconds"),
         (one_op("w4a16_linear", LINEAR, {"at": [1, 2, 3], "us": {"cuda": "1"}}), "cuda takes '1', expected"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from sglang_er.kernels import proven, registry
 
 PAGE = (Path(__file__).parents[3] / "docs/gpu-status.md").read_text()
-ROWS = re.findall(r"^\| `(\w+)` \| (cuda|triton) \| (.*) \|$", PAGE, flags=re.MULTILINE)
+ROWS = re.findall(r"^\| `(\w+)` \| (cuda|triton|marlin) \| (.*) \|$", PAGE, flags=re.MULTILINE)
 
 
 def test_every_gpu_kernel_has_a_line():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sglang_er import kernels
-from sglang_er.kernels import dispatch_table, registry
+from sglang_er.kernels import MarlinWeight, PackedWeight, QuantizedWeight, dispatch_table, registry
 from sglang_er.kernels.cpu import loader
 
 VERSION_HEADER = Path(__file__).parents[3] / "csrc/include/sglang_er/version.h"
@@ -166,12 +166,10 @@ def test_arguments_that_one_does_not_serve_go_to_the_next(several):
 
 
 class Sized:
-    """Arguments of `w4a16_linear` as far as the registry looks at them."""
+    """x of `w4a16_linear` as far as the registry looks at it."""
 
     def __init__(self, rows: int) -> None:
         self.shape = (rows, 4096)
-        self.out_features = self.in_features = 4096
-        self.group_size = 128
 
 
 @pytest.fixture
@@ -208,8 +206,18 @@ TABLE = timed(
 )
 
 
-def linear_call(rows: int, dtype: torch.dtype = torch.bfloat16, names: str | None = None, device: str = "cuda") -> None:
-    registry.run("w4a16_linear", device, dtype, names, Sized(rows), Sized(rows), None, None)
+BF16 = frozenset({torch.bfloat16})
+OURS = PackedWeight.empty(4096, 4096, 128, device="meta")
+
+
+def linear_call(
+    rows: int,
+    dtype: torch.dtype = torch.bfloat16,
+    names: str | None = None,
+    device: str = "cuda",
+    weight: QuantizedWeight = OURS,
+) -> None:
+    registry.run("w4a16_linear", device, dtype, names, Sized(rows), weight, None, None)
 
 
 def test_a_table_picks_the_fastest_for_the_size(linear):
@@ -242,6 +250,25 @@ def test_what_the_environment_names_is_chosen_from(linear, monkeypatch):
     for rows in (1, 4):
         linear_call(rows)
     assert linear == ["unproven", "triton"]
+
+
+def test_a_weight_in_marlins_layout_keeps_the_order(linear, monkeypatch):
+    """And one in ours never gets Marlin, whatever times somebody gave it."""
+    marlins = MarlinWeight.empty(4096, 4096, 128, device="meta")
+
+    def serves(x: Sized, weight: QuantizedWeight, *rest: object) -> bool:
+        return isinstance(weight, MarlinWeight)
+
+    registry.register_marlin("w4a16_linear", "cuda", BF16, lambda *_: linear.append("marlin"), serves)
+    monkeypatch.setenv("SGLANG_ER_KERNELS", "marlin,cuda,triton")
+    registry.use_table(timed(rows_4={"marlin": 0.1, "triton": 1.0, "cuda": 2.0}))
+    for weight in (OURS, marlins, OURS):
+        linear_call(4, weight=weight)
+    assert linear == ["triton", "marlin", "triton"]
+    monkeypatch.setenv("SGLANG_ER_KERNELS", "cuda,triton,marlin")
+    registry.candidates.cache_clear(), registry._choices.cache_clear()
+    linear_call(4, weight=marlins)
+    assert linear[3:] == ["cuda"]  # in this test all others take any weight: the order is kept
 
 
 def test_a_choice_is_found_once(linear, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_er.kernels import registry, self_test
+from sglang_er.kernels import MarlinWeight, registry, self_test
 
 OPS = (
     "choose_seeded",
@@ -56,6 +56,11 @@ def first_bit(tensor: torch.Tensor) -> None:
     tensor.view(torch.uint8).flatten()[0] ^= 1
 
 
+def in_marlins(weight: object, buffer: str) -> None:
+    if isinstance(weight, MarlinWeight):
+        first_bit(getattr(weight, buffer))
+
+
 def keep_one_more(q: torch.Tensor) -> None:
     q.view(-1)[(q == 0).flatten().nonzero()[:1]] = 1e-6
 
@@ -64,6 +69,8 @@ def keep_one_more(q: torch.Tensor) -> None:
     ("op", "spoil"),
     [
         ("quantize_pack", lambda arguments: first_bit(arguments[-1].packed)),
+        ("quantize_pack", lambda arguments: in_marlins(arguments[-1], "placed_zeros")),
+        ("quantize_pack", lambda arguments: in_marlins(arguments[-1], "placed_scales")),
         ("kv_shadow_store", lambda arguments: arguments[-1].values[90].bitwise_xor_(1)),
         ("paged_attention", lambda arguments: arguments[-1][1, 3, 7].add_(0.1)),
         ("sample_rows", lambda arguments: arguments[-1][2].add_(1)),
@@ -79,6 +86,22 @@ def keep_one_more(q: torch.Tensor) -> None:
 )
 def test_one_wrong_value_is_seen(op: str, spoil: Callable[[tuple[Any, ...]], None]):
     assert self_test.problem(op, spoiled(op, spoil), "cpu", torch.float32)
+
+
+def test_a_wrong_product_of_marlins_layout_alone_is_seen():
+    """In its second size too, which the kernel cuts into other tiles."""
+    for rows in (192, 256):
+
+        def spoil(arguments: tuple[Any, ...], rows: int = rows) -> None:
+            if isinstance(arguments[1], MarlinWeight) and arguments[1].out_features == rows:
+                arguments[-1][0, 7] += 20
+
+        assert self_test.problem("w4a16_linear", spoiled("w4a16_linear", spoil), "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("op", ["quantize_pack", "w4a16_linear"])
+def test_one_that_takes_nothing_has_not_passed(op: str):
+    assert self_test.problem(op, lambda *_: None, "cpu", torch.float32, lambda *_: False)
 
 
 def test_an_error_is_a_problem_with_its_reason():

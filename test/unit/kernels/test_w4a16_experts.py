@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.mixtures import ROUNDING, Mixture, mixture, truth
 from support.properties import examples
 
-from sglang_er.kernels import PackedWeight, quantize_pack, w4a16_experts
+from sglang_er.kernels import MarlinWeight, PackedWeight, quantize_pack, w4a16_experts
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 IMPLEMENTATIONS = ["reference", "cpu"]
@@ -112,6 +112,7 @@ def packed(rows: int, cols: int) -> PackedWeight:
             ValueError,
             "experts of 72 and 48 rows are not whole blocks of 16",
         ),
+        (lambda of: {"down": MarlinWeight.empty(64, 128, 32)}, TypeError, "weights in our own layout"),
         (lambda of: {"experts": of.experts[:2]}, ValueError, r"experts has shape \[2, 2\]"),
         (lambda of: {"experts": of.experts.float()}, TypeError, "experts is torch.float32"),
         (lambda of: {"weights": of.weights[:, :1]}, ValueError, r"weights has shape \[3, 1\]"),

@@ -142,6 +142,14 @@ def test_what_was_not_measured_stays_an_estimate(records: list[Record], names: s
     assert {name for name, source in sources.items() if source.startswith("measured")} == names
 
 
+def test_weights_in_a_librarys_layout_are_not_drafted_with():
+    """Marlin's and Humming's rows have no sizes of ours: the draft's constants are of our own layout."""
+    faster = linear("w4a16_linear", "marlin", TRUTH.drafter, W4_BYTES, slower=0.5)
+    for row in (row for entry in faster for row in entry["values"]["rows"].values()):
+        del row["at"]
+    assert measured([*EVERYTHING, *faster]) == measured(EVERYTHING)
+
+
 def test_estimated_shares_keep_their_bytes_per_second():
     """They were published against the data sheet's bandwidth, and a copy does not reach that."""
     device, _ = measured([COPY])

@@ -16,6 +16,7 @@ from sglang_er.engine.cpu import decoder_model
 from sglang_er.engine.cpu.decoder_model import AddressWatch, UnsupportedModelError
 from sglang_er.engine.dual_precision import LM_HEAD, DualPrecisionMethod
 from sglang_er.engine.pool_watch import FORWARDS, OTHERS, shadow_pool, watch_pool
+from sglang_er.kernels import PackedWeight
 from sglang_er.kernels.cpu.decoder import Decoder
 from sglang_er.kernels.kv_shadow import LEVELS
 from sglang_er.twin.kv_shadow import EXACT_NEWEST, ShadowPool, shadow_format
@@ -136,7 +137,12 @@ class NativeExecutor:
             self.shadow.refresh(table, chain.req_pool_indices, chain.committed)
             self._exact_newest = EXACT_NEWEST
         if self._draft is None:
-            self._draft = self._make_draft(twin)
+            try:
+                self._draft = self._make_draft(twin)
+            except UnsupportedModelError as error:
+                _say_wrapped(error)
+                self.enabled = False
+                return False
         return True
 
     def _make_draft(self, twin: Twin) -> Decoder:
@@ -213,6 +219,8 @@ class NativeExecutor:
 
 
 def _packed(layer: PackedLinear) -> dict[str, Any]:
+    if not isinstance(layer.packed, PackedWeight):
+        raise UnsupportedModelError(f"the twin's {layer.name} is packed in the layout {layer.layout}")
     return {"packed": layer.packed.packed, "scales_zeros": layer.packed.scales_zeros}
 
 

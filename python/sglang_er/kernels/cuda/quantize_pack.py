@@ -6,14 +6,16 @@ import torch
 
 from sglang_er.kernels.base import WEIGHT_DTYPES, PackedWeight
 from sglang_er.kernels.cuda import loader
+from sglang_er.kernels.marlin_weight import QuantizedWeight
 
 GROUP_SIZES = frozenset({64, 128})
 
 
-def serves(weight: torch.Tensor, out: PackedWeight) -> bool:
+def serves(weight: torch.Tensor, out: QuantizedWeight) -> bool:
     """Groups of 64 and 128, a GPU that the kernels are made for."""
     return (
-        weight.dtype in WEIGHT_DTYPES
+        isinstance(out, PackedWeight)
+        and weight.dtype in WEIGHT_DTYPES
         and out.group_size in GROUP_SIZES
         and weight.device.type == "cuda"
         and loader.serves("quantize_pack", weight.device)

@@ -9,6 +9,7 @@ import torch
 
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cuda import loader
+from sglang_er.kernels.marlin_weight import QuantizedWeight
 
 GROUP_SIZE = 128
 MOST_ROWS = 256
@@ -16,10 +17,11 @@ MOST_ROWS = 256
 _LIBRARIES = {torch.bfloat16: "w4a16_linear_bf16", torch.float16: "w4a16_linear_fp16"}
 
 
-def serves(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor) -> bool:
+def serves(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor) -> bool:
     """Groups of 128, 16-bit x and out, at most ``MOST_ROWS`` rows, a GPU that the kernels are made for."""
     return (
-        x.dtype in _LIBRARIES
+        isinstance(weight, PackedWeight)
+        and x.dtype in _LIBRARIES
         and out.dtype == x.dtype
         and weight.group_size == GROUP_SIZE
         and x.shape[0] <= MOST_ROWS

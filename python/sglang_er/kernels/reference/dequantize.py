@@ -3,9 +3,14 @@ from __future__ import annotations
 import torch
 
 from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.marlin_weight import QuantizedWeight
+from sglang_er.kernels.reference import marlin
 
 
-def dequantize(weight: PackedWeight, out: torch.Tensor) -> None:
+def dequantize(weight: QuantizedWeight, out: torch.Tensor) -> None:
+    if not isinstance(weight, PackedWeight):
+        out.copy_(marlin.values(weight))
+        return
     # In float64, where q * scale is exact and cannot overflow; rounded once.
     groups = weight.scales.shape[1]
     levels = unpack_levels(weight).view(-1, groups, weight.group_size).double()

@@ -3,11 +3,16 @@ from __future__ import annotations
 import torch
 
 from sglang_er.kernels.base import ROW_BLOCK, PackedWeight
+from sglang_er.kernels.marlin_weight import QuantizedWeight
+from sglang_er.kernels.reference import marlin
 
 _MIN_SCALE = 2.0**-126
 
 
-def quantize_pack(weight: torch.Tensor, out: PackedWeight) -> None:
+def quantize_pack(weight: torch.Tensor, out: QuantizedWeight) -> None:
+    if not isinstance(out, PackedWeight):
+        marlin.pack(*marlin.quantize(weight.detach(), out), out)
+        return
     group_size = out.group_size
     blocks, groups = out.packed.shape[:2]
     values = weight.detach().float()

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import torch
 
-from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.marlin_weight import QuantizedWeight
 from sglang_er.kernels.reference.dequantize import dequantize
 
 
-def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+def w4a16_linear(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     # fp32 at least; fp64 if x is fp64, which tests use as the truth.
     precision = torch.promote_types(x.dtype, torch.float32)
     values = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
