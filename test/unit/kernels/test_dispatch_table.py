@@ -11,6 +11,7 @@ import torch
 from sglang_er import kernels
 from sglang_er.kernels import MarlinWeight, dispatch_table, registry, size_classes, source_key, table_files
 from sglang_er.kernels.dispatch_table import DispatchTable, TableError
+from sglang_er.kernels.kv_shadow import ShadowFormat
 
 DEVICE = "Test GPU 1"
 CELLS = {
@@ -82,9 +83,9 @@ class Caught(Exception):
         ("quantize_pack", lambda: kernels.quantize_pack(torch.ones(32, 256)), ("group 128", (32, 256))),
         ("w4a16_linear", lambda: kernels.w4a16_linear(torch.ones(3, 256), MarlinWeight.empty(64, 256, 64)), None),
         ("quantize_pack", lambda: kernels.quantize_pack(torch.ones(64, 256), implementation="marlin"), None),
-        ("kv_shadow_store", lambda: _stored(8), ("int8 head_dim 64", (5, 2))),
+        ("kv_shadow_store", lambda: _stored("int8"), ("int8 head_dim 64", (5, 2))),
         ("paged_attention", lambda: _attended(1), ("pool head_dim 64", (2, 4, 2))),
-        ("paged_attention", lambda: _attended(1, shadow=4), ("int4 head_dim 64", (2, 4, 2))),
+        ("paged_attention", lambda: _attended(1, shadow="int4"), ("int4 head_dim 64", (2, 4, 2))),
         ("paged_attention", lambda: _attended(2), None),
         ("paged_attention", lambda: _attended(1, window=7), None),
     ],
@@ -107,14 +108,14 @@ def test_sizes_are_those_of_a_real_call(op: str, call, at, monkeypatch):
     assert at is None or len(at[1]) == len(size_classes.CLASSES[op].names)
 
 
-def _stored(bits: int) -> None:
+def _stored(format: ShadowFormat) -> None:
     pool = torch.ones(9, 2, 64)
-    kernels.kv_shadow_store(pool, pool, torch.arange(5), kernels.KvShadow.empty(9, 2, 64, 64, bits))
+    kernels.kv_shadow_store(pool, pool, torch.arange(5), kernels.KvShadow.empty(9, 2, 64, 64, format))
 
 
-def _attended(queries: int, shadow: int = 0, window: int = -1) -> None:
+def _attended(queries: int, shadow: ShadowFormat | None = None, window: int = -1) -> None:
     pool, requests = torch.ones(8, 2, 64), 2
-    copy = {"shadow": kernels.KvShadow.empty(8, 2, 64, 64, shadow or 4), "valid": torch.ones(8, dtype=torch.uint8)}
+    copy = {"shadow": kernels.KvShadow.empty(8, 2, 64, 64, shadow or "int4"), "valid": torch.ones(8, dtype=torch.uint8)}
     kernels.paged_attention(
         torch.ones(requests * queries, 4, 64),
         pool,
