@@ -114,10 +114,20 @@ void w4a16_linear(TensorView x, TensorView packed, TensorView scales_zeros, Opti
 int64_t workspace_values() { return int64_t{w4::kMostParts} * w4::kTileRows * kMostRows; }
 int64_t workspace_counters() { return w4::kMostParts; }
 
+// Which capture records what is launched now on torch's current stream of this tensor's device; 0 outside of
+// captures.
+int64_t capture_id(TensorView x) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  check_cuda(cudaStreamGetCaptureInfo(current_stream(x.device()), &status, &id), "w4a16_linear");
+  return status == cudaStreamCaptureStatusActive ? static_cast<int64_t>(id) : 0;
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(w4a16_linear, w4a16_linear);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(workspace_values, workspace_values);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(workspace_counters, workspace_counters);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(capture_id, capture_id);
 
 }  // namespace sglang_er::cuda

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Before recording: kernels are compiled and libraries make their workspaces at first use, which a graph cannot hold.
+# Before recording: at first use kernels are compiled, libraries loaded and Marlin's workspace is made, which a graph
+# cannot hold.
 _WARM_UP_CALLS = 2
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cuda import loader
+from sglang_er.kernels.cuda.counters import Counters
 from sglang_er.kernels.marlin_weight import QuantizedWeight
 
 GROUP_SIZE = 128
@@ -36,18 +37,23 @@ def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
             f"w4a16_linear: the CUDA kernel does not serve {x.dtype} [{x.shape[0]}, ...] on {x.device} "
             f"with groups of {weight.group_size}"
         )
-    function, partials, counters = _prepared(_LIBRARIES[x.dtype], x.device)
-    function(x, weight.packed, weight.scales_zeros, bias, out, weight.group_size, partials, counters)
+    library, counters, partial_values = _prepared(_LIBRARIES[x.dtype], x.device)
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    own = counters.of(x.device, stream, library.capture_id(x))
+    # From the caching allocator each time: what a captured graph uses then belongs to that graph, and a stream's memory
+    # is not handed to another stream while this call runs.
+    partials = torch.empty(partial_values, dtype=torch.float32, device=x.device)
+    library.w4a16_linear(x, weight.packed, weight.scales_zeros, bias, out, weight.group_size, partials, own)
 
 
 @functools.cache
-def _prepared(name: str, device: torch.device) -> tuple[Callable[..., None], torch.Tensor, torch.Tensor]:
-    """The function and its workspace: fp32 sums of splits, and counters that every launch leaves at zero. One for all
-    weights, kept for good, as CUDA graphs hold its address. Calls that share it must not overlap: they belong on one
-    stream at a time."""
+def _prepared(name: str, device: torch.device) -> tuple[Any, Counters, int]:
+    """The library, its counters, and how many fp32 sums of splits a call needs room for, whatever the weight."""
     if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("w4a16_linear: call it once before a CUDA graph is captured, its workspace is made then")
+        raise RuntimeError("w4a16_linear: call it once before a CUDA graph is captured, its library is loaded then")
     library = loader.module(name, device)
-    partials = torch.empty(library.workspace_values(), dtype=torch.float32, device=device)
-    counters = torch.zeros(library.workspace_counters(), dtype=torch.int32, device=device)
-    return library.w4a16_linear, partials, counters
+
+    def zeros(of: torch.device) -> torch.Tensor:
+        return torch.zeros(library.workspace_counters(), dtype=torch.int32, device=of)
+
+    return library, Counters(zeros), library.workspace_values()
