@@ -1,10 +1,11 @@
 """What each ingredient of the twin costs in acceptance, at temperature 1, on a model that was trained.
 
-    .venv/bin/python scripts/bench_ingredients.py [--shape tiny | --model-path DIR] [--json FILE]
+    .venv/bin/python scripts/bench_ingredients.py [--shape tiny | --model-path DIR] [--clip-search] [--json FILE]
 
 One server without and one with a quantized lm_head; in each, activations and the KV shadow are switched while it runs.
-The same requests under as many drafts a step, one setting after the other; alpha is accepted over verified drafts. On a
-GPU give `--flags` what its server needs and `--activations exact`; the shadow needs draft graphs there.
+`--clip-search` compares scales with and without it instead: activations and KV exact, four servers. The same requests
+under as many drafts a step, one setting after the other; alpha is accepted over verified drafts. On a GPU give
+`--flags` what its server needs and `--activations exact`; the shadow needs draft graphs there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sglang_er.rollout.progress import Progress
 from sglang_er.rollout.steps import Steps
 
 GAMMA, INPUT, OUTPUT, AT_ONCE = 5, 128, 128, 8
-HEADS = (False, True)
+HEADS = CLIPS = (False, True)
 ACTIVATIONS = ("exact", "int8")
 SHADOWS = ("off", "int8", "int4")
 ON_GPUS = ("fp8",)
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--output", type=int, default=OUTPUT, metavar="TOKENS", help="of a request (%(default)s)")
     parser.add_argument("--activations", default=",".join(ACTIVATIONS), help="which of them (%(default)s)")
+    parser.add_argument("--clip-search", action="store_true", help="what scales of the least error bring")
     parser.add_argument("--flags", default="", help="more flags of the server")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -54,14 +56,17 @@ def main() -> int:
     task = prompts.knows_the_task(card_of(model))
     requests = prompts.make_requests([args.output] * args.requests, INPUT, task_text=task, seed=0)
     before, rows = machine.look(), []
-    for head in HEADS:
-        flags = ["--max-total-tokens", "16384", "--er-quantize-lm-head", str(head).lower(), *shlex.split(args.flags)]
+    for head, clip in product(HEADS, CLIPS if args.clip_search else CLIPS[:1]):
+        twin = ["--er-quantize-lm-head", str(head).lower(), "--er-clip-search", str(clip).lower()]
+        flags = ["--max-total-tokens", "16384", *twin, *shlex.split(args.flags)]
         port = launcher.choose_port(None)
         log = cache_dir() / "logs" / f"ingredients-{port}.log"
         with launcher.running_server(model, port, log, flags) as server:
             device = server.client.send("GET", "/server_info").json()["device"]
-            for activations, shadow in product(args.activations.split(","), shadows(device)):
-                named = {"lm_head": "int4" if head else "exact", "activations": activations, "kv": shadow}
+            switched = product(args.activations.split(","), shadows(device))
+            for activations, shadow in [("exact", "off")] if args.clip_search else switched:
+                named = {"lm_head": "int4" if head else "exact", "scales": "searched" if clip else "plain"}
+                named |= {"activations": activations, "kv": shadow}
                 progress.update(", ".join(f"{key} {value}" for key, value in named.items()))
                 chosen = {"draft_activations": activations, "kv_shadow": shadow, "kv_shadow_from": 0}
                 jobs = measure.jobs_of(server.client, requests, temperature=1.0)
@@ -69,12 +74,10 @@ def main() -> int:
                 block, _ = measure.run_jobs(server.client, policy, jobs, AT_ONCE)
                 rows.append({**named, **acceptance(block.steps)})
     print(f"{model.name}: {args.requests} requests of {args.output} tokens, {GAMMA} drafts a step, weights int4")
-    print("lm_head  activations  KV    alpha            accept length")
+    print("lm_head  scales    activations  KV    alpha            accept length")
     for row in rows:
-        print(
-            f"{row['lm_head']:7}  {row['activations']:11}  {row['kv']:4}  {row['alpha']:.4f} ± {2 * row['error']:.4f}  "
-            f"{row['accept_length']:.3f}"
-        )
+        print(f"{row['lm_head']:7}  {row['scales']:8}  {row['activations']:11}  {row['kv']:4}", end="  ")
+        print(f"{row['alpha']:.4f} ± {2 * row['error']:.4f}  {row['accept_length']:.3f}")
     if args.json:
         about = {**provenance.provenance(), "machine": provenance.machine_facts(before, machine.look())}
         write_json(args.json, {"what": "ingredients", **about, "rows": rows})

@@ -16,7 +16,7 @@ namespace {
 using tvm::ffi::String;
 
 void quantize_pack_ffi(TensorView weight, TensorView packed, TensorView scales_zeros, int64_t group_size,
-                       int64_t threads) {
+                       bool clip_search, int64_t threads) {
   check_matrix(weight, "weight must be a matrix with contiguous rows");
   const PackedShape shape = packed_shape(weight.size(0), weight.size(1), group_size, packed, scales_zeros);
   quantize_pack({.weight = weight.data_ptr(),
@@ -25,6 +25,7 @@ void quantize_pack_ffi(TensorView weight, TensorView packed, TensorView scales_z
                  .packed = static_cast<uint8_t*>(packed.data_ptr()),
                  .scales_zeros = static_cast<uint16_t*>(scales_zeros.data_ptr()),
                  .shape = shape,
+                 .clip_search = clip_search,
                  .threads = checked_threads(threads)});
 }
 

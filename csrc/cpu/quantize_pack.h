@@ -17,14 +17,30 @@
 
 #include "parallel.h"
 #include "quantize_pack_op.h"
+#include "sglang_er/clip_search.h"
 #include "sglang_er/quantize.h"
 
 namespace sglang_er::cpu {
 namespace {
 
+// The code of a group that loses least.
+inline GroupCode clipped(const float* values, int valid, float low, float high, const GroupCode& whole) {
+  clip::Search search = clip::begin(low, high, whole);
+  int units[kMaxGroupSize];
+  for (int k = 0; k < valid; ++k) units[k] = clip::units(values[k], whole);
+  for (int i = 0; i < clip::kCandidates; ++i) {
+    const clip::Candidate candidate = clip::candidate(search, i);
+    uint32_t squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int k = 0; k < valid; ++k) squares += clip::square(clip::error(units[k], candidate));
+    clip::compare(search, i, candidate, squares);
+  }
+  return search.best;
+}
+
 // Quantizes `valid` weights of one row's group (at least one) and writes the words of its lane.
 template <class T>
-GroupCode pack_row_group(const T* weights, int valid, int group_size, uint8_t* lane_words) {
+GroupCode pack_row_group(const T* weights, int valid, int group_size, bool clip_search, uint8_t* lane_words) {
   float values[kMaxGroupSize + 64];  // not 4096 bytes: same offsets in both arrays would stall the loads
   values[0] = 0.0f;                  // GCC does not see that valid > 0
   uint32_t levels[kMaxGroupSize];
@@ -35,7 +51,8 @@ GroupCode pack_row_group(const T* weights, int valid, int group_size, uint8_t* l
     low = values[k] < low ? values[k] : low;
     high = values[k] > high ? values[k] : high;
   }
-  const GroupCode code = group_code(low, high);
+  GroupCode code = group_code(low, high);
+  if (clip_search) code = clipped(values, valid, low, high, code);
 
   for (int k = 0; k < valid; ++k) levels[k] = static_cast<uint32_t>(quantize_value(values[k], code));
   for (int k = valid; k < group_size; ++k) levels[k] = 0;
@@ -67,7 +84,8 @@ void pack_block_group(const QuantizePackCall& call, int64_t block, int64_t group
   for (int lane = 0; lane < kRowBlock; ++lane) {
     GroupCode code{};
     if (lane < rows) {
-      code = pack_row_group(weights + lane * call.weight_stride, valid, shape.group_size, words + lane * 4);
+      code = pack_row_group(weights + lane * call.weight_stride, valid, shape.group_size, call.clip_search,
+                            words + lane * 4);
     } else {
       for (int word = 0; word < shape.words(); ++word)
         std::memset(words + word * kWordBytes + lane * 4, 0, 4);

@@ -7,14 +7,12 @@
 // half waits on the stack.
 #include <immintrin.h>
 
-#include <limits>
-
+#include "clip_search_avx2.h"
 #include "quantize_pack.h"
 
 namespace sglang_er::cpu {
 namespace {
 
-constexpr int kHalf = 8;    // rows, and words, that one register holds
 constexpr int kPiece = 16;  // inputs: the evens and odds of 8 words
 constexpr int kRun = 32;    // inputs with one nibble position
 constexpr int kGroupWords = kGroup / kWeightsPerWord;
@@ -46,58 +44,6 @@ SGLANG_ER_INLINE EvenOdd load_piece(const float* weights) {
 SGLANG_ER_INLINE EvenOdd load_piece(const _Float16* weights) {
   const auto* halves = reinterpret_cast<const __m128i*>(weights);
   return split(_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1)));
-}
-
-struct Min {
-  SGLANG_ER_INLINE static __m256 of(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
-};
-struct Max {
-  SGLANG_ER_INLINE static __m256 of(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
-};
-
-// Lane r of the result is the minimum (maximum) over the lanes of rows[r]: a transpose that joins as it goes.
-template <class Op>
-SGLANG_ER_INLINE __m256 reduce_rows(const __m256 (&rows)[kHalf]) {
-  __m256 pairs[4], quads[2];
-  for (int i = 0; i < 4; ++i) {
-    const __m256 a = rows[2 * i], b = rows[2 * i + 1];
-    pairs[i] = Op::of(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-  }
-  for (int i = 0; i < 2; ++i) {
-    const __m256d a = _mm256_castps_pd(pairs[2 * i]), b = _mm256_castps_pd(pairs[2 * i + 1]);
-    quads[i] = Op::of(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
-  }
-  return Op::of(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
-                _mm256_permute2f128_ps(quads[0], quads[1], 0x31));
-}
-
-SGLANG_ER_INLINE __m256i to_bf16(__m256 values) {  // float_to_bf16 of finite values, in 32-bit lanes
-  const __m256i bits = _mm256_castps_si256(values);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
-}
-
-SGLANG_ER_INLINE __m256 from_bf16(__m256i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)); }
-
-SGLANG_ER_INLINE void store_bf16(uint16_t* out, __m256i bits) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
-                   _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
-}
-
-// group_code (quantize.h) of 8 rows at once; `meta` is where their scales begin, their zeros are 16 later.
-SGLANG_ER_INLINE void code_rows(__m256 low, __m256 high, uint16_t* meta, float* zeros,
-                                float* inverse_scales) {
-  const __m256 levels = _mm256_set1_ps(kMaxLevel);
-  const __m256 step = _mm256_sub_ps(_mm256_div_ps(high, levels), _mm256_div_ps(low, levels));
-  const __m256i scale = _mm256_max_epi32(to_bf16(step), _mm256_set1_epi32(kMinScaleBits));
-  __m256i zero = to_bf16(_mm256_add_ps(low, _mm256_setzero_ps()));
-  const __m256i magnitude = _mm256_and_si256(zero, _mm256_set1_epi32(0x7FFF));
-  const __m256i infinite = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(kBf16Infinity));
-  zero = _mm256_add_epi32(zero, infinite);  // -1 where it is
-  store_bf16(meta, scale);
-  store_bf16(meta + kRowBlock, zero);
-  _mm256_store_ps(zeros, from_bf16(zero));
-  _mm256_store_ps(inverse_scales, _mm256_div_ps(_mm256_set1_ps(1.0f), from_bf16(scale)));
 }
 
 // Levels of 8 weights of which none is far off the scale: beyond 0..15 is cut where they are joined.
@@ -208,17 +154,40 @@ SGLANG_ER_INLINE void prefetch_group(const T* weights) {
   }
 }
 
-// The 16 words of 8 rows' group, words[w] lane r. False, and nothing of use, where a range is beyond fp32.
+// The units (clip_search.h) of 8 rows' group, in any order.
 template <class T>
+SGLANG_ER_INLINE void store_units(const T* weights, int64_t stride, const float* zeros,
+                                  const float* inverse_scales, int16_t (&units)[kHalf][kGroup]) {
+  for (int lane = 0; lane < kHalf; ++lane) {
+    const __m256 zero = _mm256_broadcast_ss(&zeros[lane]),
+                 inverse = _mm256_broadcast_ss(&inverse_scales[lane]);
+    for (int k = 0; k < kGroup; k += kPiece) {
+      const EvenOdd piece = load_piece(weights + lane * stride + k);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(units[lane] + k),
+                         _mm256_packs_epi32(clip_rows::units(piece.even, zero, inverse),
+                                            clip_rows::units(piece.odd, zero, inverse)));
+    }
+  }
+}
+
+// The 16 words of 8 rows' group, words[w] lane r. False, and nothing of use, where a level is beyond int32:
+// ranges beyond fp32, weights that bf16 cannot hold and that are (almost) one.
+template <bool kClipSearch, class T>
 SGLANG_ER_INLINE bool pack_half(const T* weights, int64_t stride, uint16_t* meta, const T* ahead,
                                 __m256i (&words)[kGroupWords]) {
   alignas(32) float zeros[kHalf], inverse_scales[kHalf];
   const Extremes range = extremes(weights, stride);
-  code_rows(range.low, range.high, meta, zeros, inverse_scales);
-  const __m256 most = _mm256_sub_ps(range.high, _mm256_load_ps(zeros));
-  const __m256 infinity = _mm256_set1_ps(std::numeric_limits<float>::infinity());
-  if (_mm256_movemask_ps(_mm256_cmp_ps(most, infinity, _CMP_LT_OQ)) != 0xFF) return false;
+  const RowCodes whole = code_rows(range.low, range.high);
+  store_codes(whole, meta, zeros, inverse_scales);
+  const __m256 above = _mm256_sub_ps(range.high, _mm256_load_ps(zeros));
+  const __m256 most = _mm256_mul_ps(above, _mm256_load_ps(inverse_scales));
+  if (_mm256_movemask_ps(_mm256_cmp_ps(most, _mm256_set1_ps(0x1p30f), _CMP_LT_OQ)) != 0xFF) return false;
 
+  if constexpr (kClipSearch) {
+    alignas(32) int16_t units[kHalf][kGroup];
+    store_units(weights, stride, zeros, inverse_scales, units);
+    store_codes(clip_rows::search(units, range.low, range.high, whole), meta, zeros, inverse_scales);
+  }
   __m256i first[kHalf], second[kHalf];
   for (int lane = 0; lane < kHalf; ++lane) {
     prefetch_group(ahead + lane * kGroup);
@@ -248,14 +217,17 @@ SGLANG_ER_INLINE void store_words(uint8_t* packed, const __m256i (&words)[2][kGr
   }
 }
 
+template <bool kClipSearch>
 struct Avx2Pack {
   template <class T>
   static bool pack_group(const T* weights, int64_t stride, uint8_t* packed, uint16_t* meta, const T* ahead) {
     __m256i words[2][kGroupWords];
     for (int half = 0; half < 2; ++half) {
       const int row = half * kHalf;
-      if (!pack_half(weights + row * stride, stride, meta + row, ahead + row * kGroup, words[half]))
+      if (!pack_half<kClipSearch>(weights + row * stride, stride, meta + row, ahead + row * kGroup,
+                                  words[half])) {
         return false;
+      }
     }
     store_words(packed, words);
     return true;
@@ -265,6 +237,9 @@ struct Avx2Pack {
 
 }  // namespace
 
-void quantize_pack_avx2(const QuantizePackCall& call) { run_quantize_pack_fast<Avx2Pack>(call); }
+void quantize_pack_avx2(const QuantizePackCall& call) {
+  call.clip_search ? run_quantize_pack_fast<Avx2Pack<true>>(call)
+                   : run_quantize_pack_fast<Avx2Pack<false>>(call);
+}
 
 }  // namespace sglang_er::cpu

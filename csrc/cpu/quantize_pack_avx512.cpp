@@ -6,6 +6,7 @@
 // 16 words are then transposed, which puts row r in lane r, and stored as 16 whole cache lines.
 #include <immintrin.h>
 
+#include "clip_search_avx512.h"
 #include "quantize_pack.h"
 
 namespace sglang_er::cpu {
@@ -40,58 +41,7 @@ SGLANG_ER_INLINE EvenOdd load_run(const _Float16* weights) {
   return split(_mm512_cvtph_ps(_mm256_loadu_si256(halves)), _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1)));
 }
 
-struct Min {
-  SGLANG_ER_INLINE static __m512 of(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
-};
-struct Max {
-  SGLANG_ER_INLINE static __m512 of(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
-};
-
-// Lane r of the result is the minimum (maximum) over the lanes of rows[r]: a transpose that joins as it goes.
-template <class Op>
-SGLANG_ER_INLINE __m512 reduce_rows(const __m512 (&rows)[kRowBlock]) {
-  __m512 pairs[8], quads[4], halves[2];
-  for (int i = 0; i < 8; ++i) {
-    const __m512 a = rows[2 * i], b = rows[2 * i + 1];
-    pairs[i] = Op::of(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  }
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-    quads[i] = Op::of(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  for (int i = 0; i < 2; ++i) {
-    const __m512 a = quads[2 * i], b = quads[2 * i + 1];
-    halves[i] = Op::of(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
-  }
-  return Op::of(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
-                _mm512_shuffle_f32x4(halves[0], halves[1], 0xDD));
-}
-
-SGLANG_ER_INLINE __m512i to_bf16(__m512 values) {  // float_to_bf16 of finite values, in 32-bit lanes
-  const __m512i bits = _mm512_castps_si512(values);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  return _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
-}
-
-SGLANG_ER_INLINE __m512 from_bf16(__m512i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)); }
-
-// group_code (quantize.h) of 16 rows at once; scales and zeros go to meta[0..15] and meta[16..31].
-SGLANG_ER_INLINE void code_rows(__m512 low, __m512 high, uint16_t* meta, float* zeros,
-                                float* inverse_scales) {
-  const __m512 levels = _mm512_set1_ps(kMaxLevel);
-  const __m512 step = _mm512_sub_ps(_mm512_div_ps(high, levels), _mm512_div_ps(low, levels));
-  const __m512i scale = _mm512_max_epi32(to_bf16(step), _mm512_set1_epi32(kMinScaleBits));
-  __m512i zero = to_bf16(_mm512_add_ps(low, _mm512_setzero_ps()));
-  const __m512i magnitude = _mm512_and_si512(zero, _mm512_set1_epi32(0x7FFF));
-  const __mmask16 infinite = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(kBf16Infinity));
-  zero = _mm512_mask_sub_epi32(zero, infinite, zero, _mm512_set1_epi32(1));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(meta), _mm512_cvtepi32_epi16(scale));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(meta + kRowBlock), _mm512_cvtepi32_epi16(zero));
-  _mm512_store_ps(zeros, from_bf16(zero));
-  _mm512_store_ps(inverse_scales, _mm512_div_ps(_mm512_set1_ps(1.0f), from_bf16(scale)));
-}
-
-// Levels of 16 weights. bf16 weights are never below their zero, which is their minimum, unrounded.
+// Levels of 16 weights. bf16 weights are never below their zero where it is their minimum, unrounded.
 template <bool kMayBeBelowZero>
 SGLANG_ER_INLINE __m512i quantize(__m512 weights, __m512 zero, __m512 inverse_scale) {
   __m512 level = _mm512_mul_ps(_mm512_sub_ps(weights, zero), inverse_scale);
@@ -151,7 +101,7 @@ SGLANG_ER_INLINE void store_words(uint8_t* packed, const __m512i (&words)[kRowBl
 
 // A whole group of a whole block: runs, minima and maxima of the 16 rows first, then one pass that codes all
 // 16, then the words. The runs wait on the stack, where 16 rows a power of two apart do not evict each other.
-template <class T>
+template <bool kClipSearch, class T>
 SGLANG_ER_INLINE void pack_full_group(const T* weights, int64_t stride, uint8_t* packed, uint16_t* meta) {
   __m512 runs[kRowBlock][2 * kRuns];
   __m512 lows[kRowBlock], highs[kRowBlock];
@@ -172,9 +122,23 @@ SGLANG_ER_INLINE void pack_full_group(const T* weights, int64_t stride, uint8_t*
     }
   }
   alignas(64) float zeros[kRowBlock], inverse_scales[kRowBlock];
-  code_rows(reduce_rows<Min>(lows), reduce_rows<Max>(highs), meta, zeros, inverse_scales);
+  const __m512 low = reduce_rows<Min>(lows), high = reduce_rows<Max>(highs);
+  const RowCodes whole = code_rows(low, high);
+  store_codes(whole, meta, zeros, inverse_scales);
+  if constexpr (kClipSearch) {
+    alignas(64) int16_t units[kRowBlock][kGroup];
+    for (int lane = 0; lane < kRowBlock; ++lane) {
+      const __m512 zero = _mm512_set1_ps(zeros[lane]), inverse = _mm512_set1_ps(inverse_scales[lane]);
+      for (int i = 0; i < kRuns; ++i) {
+        const __m512i even = clip_rows::units(runs[lane][2 * i], zero, inverse);
+        const __m512i odd = clip_rows::units(runs[lane][2 * i + 1], zero, inverse);
+        _mm512_store_si512(units[lane] + i * kRunInputs, _mm512_packs_epi32(even, odd));
+      }
+    }
+    store_codes(clip_rows::search(units, low, high, whole), meta, zeros, inverse_scales);
+  }
 
-  constexpr bool kMayBeBelowZero = !std::is_same_v<T, BFloat16>;
+  constexpr bool kMayBeBelowZero = kClipSearch || !std::is_same_v<T, BFloat16>;
   __m512i rows[kRowBlock];
   for (int lane = 0; lane < kRowBlock; ++lane) {
     rows[lane] = pack_row<kMayBeBelowZero>(runs[lane], _mm512_set1_ps(zeros[lane]),
@@ -184,10 +148,11 @@ SGLANG_ER_INLINE void pack_full_group(const T* weights, int64_t stride, uint8_t*
   store_words(packed, rows);
 }
 
+template <bool kClipSearch>
 struct Avx512Pack {
   template <class T>
   static bool pack_group(const T* weights, int64_t stride, uint8_t* packed, uint16_t* meta, const T*) {
-    pack_full_group(weights, stride, packed, meta);
+    pack_full_group<kClipSearch>(weights, stride, packed, meta);
     return true;
   }
   static void publish() { _mm_sfence(); }
@@ -195,6 +160,9 @@ struct Avx512Pack {
 
 }  // namespace
 
-void quantize_pack_avx512(const QuantizePackCall& call) { run_quantize_pack_fast<Avx512Pack>(call); }
+void quantize_pack_avx512(const QuantizePackCall& call) {
+  call.clip_search ? run_quantize_pack_fast<Avx512Pack<true>>(call)
+                   : run_quantize_pack_fast<Avx512Pack<false>>(call);
+}
 
 }  // namespace sglang_er::cpu

@@ -15,6 +15,7 @@ struct QuantizePackCall {
   uint8_t* packed;         // packed_weight.h
   uint16_t* scales_zeros;  // packed_weight.h
   PackedShape shape;
+  bool clip_search;  // clip_search.h
   int threads;
 };
 

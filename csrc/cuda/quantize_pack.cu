@@ -6,6 +6,10 @@
 // so a row is read in whole lines. Bound: memory, 2 (or 4) bytes read and 0.53 written a weight; at four
 // 16-byte loads a lane and 32 warps a multiprocessor, 64 KB are under way.
 //
+// Clip search (clip_search.h), by a template argument, so that without it nothing is there of it: units of
+// the lane's 32 numbers in registers, about 10 integer operations a weight and candidate: that, not memory,
+// is then the bound.
+//
 // Bits of the reference: no contraction (the build forbids it), divisions rounded to nearest.
 #include <cuda_fp16.h>
 
@@ -65,7 +69,26 @@ __device__ __forceinline__ void load_runs(const T* from, const int (&count)[4], 
   }
 }
 
-template <class T, int Group>
+// Of a group's rows, the code of the range that loses least; all lanes of the warp take part.
+template <int Group>
+__device__ __forceinline__ GroupCode clipped(const float (&x)[4][quantize::kRun], const int (&count)[4],
+                                             float lo, float hi, const GroupCode& whole) {
+  clip::Search search = clip::begin(lo, hi, whole);
+  int units[4][quantize::kRun];
+  quantize::lane_units(x, whole, units);
+#pragma unroll 1  // eight times the code would not fit the instruction cache
+  for (int i = 0; i < clip::kCandidates; ++i) {
+    const clip::Candidate candidate = clip::candidate(search, i);
+    uint32_t squares = quantize::lane_squares(units, count, candidate);
+#pragma unroll
+    for (int apart = quantize::Lanes<Group>::kPerRow / 2; apart > 0; apart /= 2)
+      squares += __shfl_xor_sync(0xFFFFFFFFu, squares, apart);
+    clip::compare(search, i, candidate, squares);
+  }
+  return search.best;
+}
+
+template <class T, int Group, bool ClipSearch>
 __global__ void __launch_bounds__(kBlockWarps * 32)
     quantize_pack_kernel(const __grid_constant__ QuantizeParams params) {
   using Lanes = quantize::Lanes<Group>;
@@ -109,7 +132,11 @@ __global__ void __launch_bounds__(kBlockWarps * 32)
       lo = fminf(lo, __shfl_xor_sync(0xFFFFFFFFu, lo, apart));
       hi = fmaxf(hi, __shfl_xor_sync(0xFFFFFFFFu, hi, apart));
     }
-    const GroupCode code = exists ? group_code(lo, hi) : GroupCode{};
+    GroupCode code = exists ? group_code(lo, hi) : GroupCode{};
+    if constexpr (ClipSearch) {
+      const GroupCode best = clipped<Group>(x, count, lo, hi, code);
+      if (exists) code = best;
+    }
     if (quantize::lane_part<Group>(lane) == 0) {
       scales_zeros[block_row] = code.scale_bits;
       scales_zeros[kRowBlock + block_row] = code.zero_bits;
@@ -137,19 +164,25 @@ __global__ void __launch_bounds__(kBlockWarps * 32)
   }
 }
 
-template <class T>
+template <class T, bool ClipSearch>
 void launch(const QuantizeParams& params, cudaStream_t stream) {
   const int64_t items = params.shape.row_blocks() * params.shape.groups();
   const auto blocks = static_cast<unsigned>((items + kBlockWarps - 1) / kBlockWarps);
   if (params.shape.group_size == 128) {
-    quantize_pack_kernel<T, 128><<<blocks, kBlockWarps * 32, 0, stream>>>(params);
+    quantize_pack_kernel<T, 128, ClipSearch><<<blocks, kBlockWarps * 32, 0, stream>>>(params);
   } else {
-    quantize_pack_kernel<T, 64><<<blocks, kBlockWarps * 32, 0, stream>>>(params);
+    quantize_pack_kernel<T, 64, ClipSearch><<<blocks, kBlockWarps * 32, 0, stream>>>(params);
   }
   check_cuda(cudaGetLastError(), "quantize_pack");
 }
 
-void quantize_pack(TensorView weight, TensorView packed, TensorView scales_zeros, int64_t group_size) {
+template <class T>
+void launch(const QuantizeParams& params, bool clip_search, cudaStream_t stream) {
+  clip_search ? launch<T, true>(params, stream) : launch<T, false>(params, stream);
+}
+
+void quantize_pack(TensorView weight, TensorView packed, TensorView scales_zeros, int64_t group_size,
+                   bool clip_search) {
   const DLDevice device = weight.device();
   check_matrix(weight, device, "weight must be a matrix with contiguous rows");
   SGLANG_ER_CHECK(group_size == 64 || group_size == 128, "group_size must be 64 or 128");
@@ -169,11 +202,11 @@ void quantize_pack(TensorView weight, TensorView packed, TensorView scales_zeros
   const OnDevice on_device(device);
   const cudaStream_t stream = current_stream(device);
   if (is_type(weight, kDLBfloat, 16)) {
-    launch<BFloat16>(params, stream);
+    launch<BFloat16>(params, clip_search, stream);
   } else if (is_type(weight, kDLFloat, 16)) {
-    launch<__half>(params, stream);
+    launch<__half>(params, clip_search, stream);
   } else if (is_type(weight, kDLFloat, 32)) {
-    launch<float>(params, stream);
+    launch<float>(params, clip_search, stream);
   } else {
     TVM_FFI_THROW(TypeError) << "weight must be bfloat16, float16 or float32";
   }

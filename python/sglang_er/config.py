@@ -118,6 +118,9 @@ class RolloutConfig(SyncOptions):
     group_size: int = Field(
         128, ge=32, le=1024, multiple_of=32, description="inputs of a linear layer that share one 4-bit scale"
     )
+    clip_search: bool = Field(
+        False, description="search, for every 4-bit scale, the range of weights that loses least, outliers cut off"
+    )
     quantize_lm_head: bool = Field(True, description="use a 4-bit lm_head in the draft pass as well")
     cpu_threads: int | None = Field(
         None,
@@ -197,6 +200,13 @@ class RolloutConfig(SyncOptions):
     @classmethod
     def _gamma_within_max(cls, value: int, info: ValidationInfo) -> int:
         _check_gammas([value], info)
+        return value
+
+    @field_validator("kernels")
+    @classmethod
+    def _marlin_without_clip_search(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("clip_search") and "marlin" in value.split(","):
+            raise ValueError("with clip_search choose names without marlin, whose layout has none")
         return value
 
     @field_validator("thresholds")

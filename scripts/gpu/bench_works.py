@@ -109,9 +109,12 @@ def pack(layer: Layer, name: str, device: str) -> dict[str, Work]:
     weight = torch.randn(layer.rows, layer.cols, device=device).bfloat16()
     weights = [weight.clone() for _ in range(clock.copies_for(weight.nbytes, device))]
     out = _empty(layer, weight.dtype, name, device)
-    runs = [partial(kernels.quantize_pack, w, GROUP, out=out, implementation=name) for w in weights]
-    facts = {"at": size_classes.packing(layer.rows, layer.cols, GROUP)} if name != MARLIN else {}
-    return {"": Work(runs, weight.nbytes + out.nbytes, facts)}
+    found = {}
+    for label, clip in (("plain", False), ("clip search", True)) if name != MARLIN else (("plain", False),):
+        pack = partial(kernels.quantize_pack, group_size=GROUP, clip_search=clip, out=out, implementation=name)
+        facts = {"at": size_classes.packing(layer.rows, layer.cols, GROUP, clip)} if name != MARLIN else {}
+        found[label] = Work([partial(pack, w) for w in weights], weight.nbytes + out.nbytes, facts)
+    return found
 
 
 def experts(sizes: tuple[int, int, int, int], tokens: Sequence[int], name: str, device: str) -> dict[str, Work]:

@@ -91,11 +91,15 @@ def _quantize_cases(small: bool) -> list[Case]:
         [(32, 64, 32), (5, 72, 32)] if small else [(4608, 3584, 128), (3584, 18944, 128), (1000, 1096, 64), (5, 72, 32)]
     )
     made = [(n, k, group, dtype) for n, k, group in sizes for dtype in ((BF16,) if n > 100 else (BF16, FP16, FP32))]
-    named = [(f"{n}x{k} g{g} {NAMES[d]}", partial(makers.quantize_pack, n, k, g, d)) for n, k, g, d in made]
+    named = [
+        (f"{n}x{k} g{g} {NAMES[d]}" + (" clip search" if clip else ""), partial(makers.quantize_pack, n, k, g, d, clip))
+        for n, k, g, d in made
+        for clip in (False, True)
+    ]
     marlin = [(64, 128, 32, BF16), (128, 384, 128, FP16)]
     marlin += [] if small else [(3584, 18944, 128, BF16), (960, 640, 64, BF16), (37888, 3584, 128, BF16)]
     named += [
-        (f"marlin {n}x{k} g{g} {NAMES[d]}", partial(makers.quantize_pack, n, k, g, d, layout=MarlinWeight))
+        (f"marlin {n}x{k} g{g} {NAMES[d]}", partial(makers.quantize_pack, n, k, g, d, False, layout=MarlinWeight))
         for n, k, g, d in marlin
     ]
     return _listed("quantize_pack", named)

@@ -89,16 +89,22 @@ class Guarded:
 
 
 def quantize_pack(
-    rows: int, cols: int, group: int, dtype: torch.dtype, draw: Draw, layout: Layout = PackedWeight
+    rows: int,
+    cols: int,
+    group: int,
+    dtype: torch.dtype,
+    clip_search: bool,
+    draw: Draw,
+    layout: Layout = PackedWeight,
 ) -> Prepared:
     weight = draw.weight(rows, cols + 8, dtype)[:, :cols]
     weight[0] = 0.5  # a row of one value has no span
     out, truth = (layout.empty(rows, cols, group, dtype, draw.device) for _ in range(2))
-    kernels.quantize_pack(weight, group, out=truth, implementation=REFERENCE)
+    kernels.quantize_pack(weight, group, clip_search=clip_search, out=truth, implementation=REFERENCE)
 
     def call(implementation: str) -> None:
         _poison(*_buffers(out))
-        kernels.quantize_pack(weight, group, out=out, implementation=implementation)
+        kernels.quantize_pack(weight, group, clip_search=clip_search, out=out, implementation=implementation)
 
     return Prepared(call, lambda: different(_buffers(out), _buffers(truth)), 0.0)
 

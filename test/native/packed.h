@@ -30,7 +30,7 @@ struct Packed {
   double magnitude(int64_t n, int64_t k) const { return 15 * scale(n, k) + std::abs(zero(n, k)); }
 };
 
-inline Packed pack(const Matrix& weight, int group_size, int threads) {
+inline Packed pack(const Matrix& weight, int group_size, int threads, bool clip_search = false) {
   const PackedShape shape{weight.rows, weight.cols, group_size};
   Packed made{shape, Exact<uint8_t>(shape.packed_bytes(), 0xAB),
               Exact<uint16_t>(shape.meta_values(), 0x7FC0)};
@@ -40,6 +40,7 @@ inline Packed pack(const Matrix& weight, int group_size, int threads) {
                  .packed = made.packed.data(),
                  .scales_zeros = made.scales_zeros.data(),
                  .shape = shape,
+                 .clip_search = clip_search,
                  .threads = threads});
   return made;
 }

@@ -5,6 +5,7 @@
 #include "dequantize_op.h"
 #include "isa.h"
 #include "packed.h"
+#include "sglang_er/clip_search.h"
 #include "testing.h"
 #include "w4a16_linear_op.h"
 #include "w4a8_linear_op.h"
@@ -72,26 +73,43 @@ W4LinearCall w4_call(const Problem& p, const Packed& packed) {
           .threads = p.threads};
 }
 
+// The code of a row's group, as the headers have it.
+GroupCode rule(const Matrix& weight, int64_t n, int64_t begin, int64_t end, bool clip_search) {
+  float lo = std::numeric_limits<float>::infinity(), hi = -lo;
+  for (int64_t k = begin; k < end; ++k) {
+    lo = std::min(lo, static_cast<float>(weight.at(n, k)));
+    hi = std::max(hi, static_cast<float>(weight.at(n, k)));
+  }
+  const GroupCode whole = group_code(lo, hi);
+  clip::Search search = clip::begin(lo, hi, whole);
+  for (int i = 0; clip_search && i < clip::kCandidates; ++i) {
+    const clip::Candidate candidate = clip::candidate(search, i);
+    uint32_t squares = 0;
+    for (int64_t k = end; k-- > begin;)
+      squares +=
+          clip::square(clip::error(clip::units(static_cast<float>(weight.at(n, k)), whole), candidate));
+    clip::compare(search, i, candidate, squares);
+  }
+  return search.best;
+}
+
 TEST(quantize_pack_is_the_rule_bit_for_bit) {
   Random random(1);
-  int i = 0;
-  for (int group : {32, 64, 96, 1024}) {
+  int i = 0, cut = 0;
+  for (int group : {32, 64, 96, 128, 1024}) {
     for (Shape shape : kShapes) {
       ++i;
       const Matrix weight = Matrix::random(random, kDTypes[i % 3], shape.n, shape.k, i % 2 * 3);
-      const Packed packed = pack(weight, group, 1 + i % 3);
+      const bool clip_search = i % 4 > 1;
+      const Packed packed = pack(weight, group, 1 + i % 3, clip_search);
       const PackedShape& s = packed.shape;
       for (int64_t n = 0; n < s.row_blocks() * kRowBlock; ++n) {
         for (int64_t g = 0; g < s.groups(); ++g) {
           const int64_t begin = g * group, end = std::min(begin + group, shape.k);
           GroupCode code{};
           if (n < shape.n) {
-            float lo = std::numeric_limits<float>::infinity(), hi = -lo;
-            for (int64_t k = begin; k < end; ++k) {
-              lo = std::min(lo, static_cast<float>(weight.at(n, k)));
-              hi = std::max(hi, static_cast<float>(weight.at(n, k)));
-            }
-            code = group_code(lo, hi);
+            code = rule(weight, n, begin, end, clip_search);
+            cut += code.scale_bits != rule(weight, n, begin, end, false).scale_bits;
           }
           CHECK(packed.meta(n, g, 0) == code.scale_bits && packed.meta(n, g, 1) == code.zero_bits);
           for (int64_t k = begin; k < begin + group; ++k) {
@@ -103,6 +121,7 @@ TEST(quantize_pack_is_the_rule_bit_for_bit) {
       }
     }
   }
+  CHECK(cut > 0);
 }
 
 TEST(dequantize_is_exact) {

@@ -41,7 +41,7 @@ def mixture(
     packed = []
     for rows, cols in ((count * 2 * inner, outputs), (count * outputs, inner)):
         weight = PackedWeight.empty(rows, cols, group)
-        quantize_pack(torch.randn(rows, cols, generator=generator) * cols**-0.5, weight)
+        quantize_pack(torch.randn(rows, cols, generator=generator) * cols**-0.5, False, weight)
         packed.append(weight)
     experts = torch.rand(tokens, max(count, choices), generator=generator).argsort(-1)[:, :choices] % count
     experts[torch.rand(tokens, choices, generator=generator) < others] = -1

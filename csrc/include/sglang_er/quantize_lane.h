@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "sglang_er/clip_search.h"
 #include "sglang_er/packed_weight.h"
 #include "sglang_er/quantize.h"
 
@@ -41,6 +42,23 @@ SGLANG_ER_INLINE int lane_part(int lane) {
 template <int Group>
 SGLANG_ER_INLINE int run_input(int part, int quarter) {
   return quarter * (Group / 4) + part * kRun;
+}
+
+// The lane's numbers as the clip search takes them, and its share of a candidate's sum of squares; a row's
+// lanes add theirs up.
+SGLANG_ER_INLINE void lane_units(const float (&x)[4][kRun], const GroupCode& whole, int (&units)[4][kRun]) {
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    for (int i = 0; i < kRun; ++i) units[quarter][i] = clip::units(x[quarter][i], whole);
+  }
+}
+SGLANG_ER_INLINE uint32_t lane_squares(const int (&units)[4][kRun], const int (&count)[4],
+                                       const clip::Candidate& of) {
+  uint32_t squares = 0;
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    for (int i = 0; i < kRun; ++i)
+      squares += i < count[quarter] ? clip::square(clip::error(units[quarter][i], of)) : 0;
+  }
+  return squares;
 }
 
 // Word `which` (0..3) of the lane; numbers with `count[quarter]` or more before them in their run do not

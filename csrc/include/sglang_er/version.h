@@ -4,6 +4,6 @@
 
 namespace sglang_er {
 
-inline constexpr int kLibraryVersion = 2;
+inline constexpr int kLibraryVersion = 3;
 
 }  // namespace sglang_er

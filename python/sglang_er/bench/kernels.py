@@ -92,7 +92,11 @@ def _measure_layers(
         if "quantize_pack" in plan.parts:
             packed = packing.measure(layer, plan.footprint, plan.timing)
             results.packing.setdefault(name, []).append(packed)
-            tell(f"{label}: quantize_pack {packed.rate / 1e9:.1f} GB/s, {packed.share:.2f} of a copy")
+            longer = packed.clip_search_seconds / packed.seconds
+            tell(
+                f"{label}: quantize_pack {packed.rate / 1e9:.1f} GB/s, {packed.share:.2f} of a copy; "
+                f"with clip search {longer:.1f} times the time"
+            )
         if "linear" in plan.parts:
             for cells in linear.measure(layer, plan.batches, plan.isas, plan.footprint, plan.timing, stream):
                 results.linear.setdefault(name, []).extend(cells)

@@ -1,4 +1,4 @@
-"""Remaking the twin in place, against copying as much memory."""
+"""Remaking the twin in place, against copying as much memory, and with the clip search against without."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Packing:
     seconds: float
     rate: float
     copy_rate: float
+    clip_search_seconds: float
 
     @property
     def share(self) -> float:
@@ -31,8 +32,14 @@ def measure(layer: Layer, footprint: int, timing: Timing) -> Packing:
     outs = [kernels.quantize_pack(weight, GROUP_SIZE) for weight in weights]
     targets = [weight.clone() for weight in weights]  # written once: no page faults in the timing
     pack = [partial(kernels.quantize_pack, weight, GROUP_SIZE, out=out) for weight, out in zip(weights, outs)]
+    clip = [
+        partial(kernels.quantize_pack, weight, GROUP_SIZE, clip_search=True, out=out)
+        for weight, out in zip(weights, outs)
+    ]
     copy = [partial(target.copy_, weight) for weight, target in zip(weights, targets)]
     position = count()
-    seconds = timing.at_most(2).seconds({"pack": rotate(pack, position), "copy": rotate(copy, position)})
+    works = {"pack": pack, "copy": copy, "clip": clip}
+    seconds = timing.at_most(2).seconds({name: rotate(work, position) for name, work in works.items()})
     read = weights[0].nbytes
-    return Packing(layer, seconds["pack"], (read + outs[0].nbytes) / seconds["pack"], 2 * read / seconds["copy"])
+    rate = (read + outs[0].nbytes) / seconds["pack"]
+    return Packing(layer, seconds["pack"], rate, 2 * read / seconds["copy"], seconds["clip"])

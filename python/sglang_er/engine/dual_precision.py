@@ -65,13 +65,14 @@ def install_twin(
     group_size: int,
     quantize_lm_head: bool,
     region: Callable[[], AbstractContextManager[None]] = nullcontext,
+    clip_search: bool = False,
 ) -> Twin:
     """Wrap every unquantized linear of `model` and, if asked, the lm_head; returns the twin, freshly made.
 
     Its buffers, and nothing else, are allocated inside `region()`.
     """
     twin = Twin()
-    pack = partial(PackedLinear, group_size=group_size, region=region)
+    pack = partial(PackedLinear, group_size=group_size, clip_search=clip_search, region=region)
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
             _install_linear(twin, name, module, pack, group_size)
@@ -92,11 +93,12 @@ def install_twin(
         logger.info("sglang-er: layers that stay exact in the twin: %s", ", ".join(twin.skipped))
     summary = twin.describe()
     logger.info(
-        "sglang-er: twin of %s linears, %.1f MB, %s bits per weight, group %d, in the layout %s",
+        "sglang-er: twin of %s linears, %.1f MB, %s bits per weight, group %d%s, in the layout %s",
         summary["layers"],
         sum(layer.nbytes for layer in twin.layers) / 1e6,
         summary["bits_per_weight"],
         group_size,
+        ", clip search" if clip_search else "",
         ", ".join(f"{name} {count}" for name, count in Counter(layer.layout for layer in twin.layers).items()),
     )
     return twin

@@ -76,6 +76,7 @@ class EfficientRolloutWorker(WorkerBase):
             self.config.group_size,
             self.config.quantize_lm_head,
             partial(self.memory.region, WEIGHTS),
+            self.config.clip_search,
         )
         self.drafter = make_drafter(self.model_runner, self.twin, self.config, self.memory, self.ranks)
         engine = measured_on(self.model_runner, self.ranks.count)

@@ -52,8 +52,12 @@ def _own_first(weight: object, *rest: object) -> bool:
     return isinstance(weight, PackedWeight)
 
 
+def _own_out(weight: object, clip_search: bool, out: object) -> bool:
+    return isinstance(out, PackedWeight)
+
+
 register("quantize_pack", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_quantize_pack.quantize_pack))
-register("quantize_pack", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_quantize_pack.quantize_pack, _own_second))
+register("quantize_pack", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_quantize_pack.quantize_pack, _own_out))
 register("w4a16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_w4a16_linear.w4a16_linear))
 register("w4a16_linear", Implementation("cpu", "cpu", _ACTIVATION_DTYPES, cpu_w4a16_linear.w4a16_linear, _own_second))
 register("bf16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_bf16_linear.bf16_linear))
@@ -66,8 +70,9 @@ register("dequantize", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_
 register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize, _own_first))
 register_cuda("quantize_pack", WEIGHT_DTYPES, cuda_quantize_pack.quantize_pack, cuda_quantize_pack.serves)
 register_cuda("w4a16_linear", HALF_DTYPES, cuda_w4a16_linear.w4a16_linear, cuda_w4a16_linear.serves)
-for _op in ("quantize_pack", "w4a16_linear", "dequantize"):
-    register_triton(_op, WEIGHT_DTYPES, _own_first if _op == "dequantize" else _own_second)
+register_triton("quantize_pack", WEIGHT_DTYPES, _own_out)
+register_triton("w4a16_linear", WEIGHT_DTYPES, _own_second)
+register_triton("dequantize", WEIGHT_DTYPES, _own_first)
 # On any device, so that the layout can be tried where the kernel cannot.
 register_marlin("quantize_pack", None, WEIGHT_DTYPES, marlin_quantize_pack.quantize_pack, marlin_quantize_pack.serves)
 register_marlin("w4a16_linear", "cuda", HALF_DTYPES, marlin_w4a16_linear.w4a16_linear, marlin_w4a16_linear.serves)
@@ -77,6 +82,7 @@ def quantize_pack(
     weight: torch.Tensor,
     group_size: int = 128,
     *,
+    clip_search: bool = False,
     out: QuantizedWeight | None = None,
     implementation: str | None = None,
 ) -> QuantizedWeight:
@@ -88,11 +94,24 @@ def quantize_pack(
         scale = max(bf16(hi / 15 - lo / 15), 2**-126)       zero = bf16(lo)
         q     = clamp(round((w - zero) * (1 / scale)), 0, 15)        W = q * scale + zero
 
-    and for a ``MarlinWeight``, whose zero points are integers, with ``lo`` at most and ``hi`` at least 0 and ``tiny``
-    the least normal number of the scale's dtype ``half``::
+    With ``clip_search``, q may stand for a smaller range, weights outside of which are cut to its ends: of the eight
+    ranges that lack (bottom, top) 64ths of the whole one::
+
+        (0, 0)  (0, 2)  (1, 1)  (2, 0)  (0, 3)  (3, 0)  (2, 3)  (3, 2)
+
+        scale' = max(bf16(scale * (64 - bottom - top) / 64), 2**-126)       zero' = bf16(lo + scale * 15 * bottom / 64)
+
+    the one with the least sum of squared errors, of equals the first. Errors are integers, 1024 to a ``scale``, as
+    csrc/include/sglang_er/clip_search.h defines them: every implementation takes the same range. Mean squared error of
+    weights: .85 of that without; time: docs/kernels.md.
+
+    For a ``MarlinWeight``, whose zero points are integers, with ``lo`` at most and ``hi`` at least 0 and ``tiny`` the
+    least normal number of the scale's dtype ``half``::
 
         scale = max(half(hi / 15 - lo / 15), tiny)          z = clamp(round(-lo * (1 / scale)), 0, 15)
         q     = clamp(round(w * (1 / scale)) + z, 0, 15)    W = half((q - z) * scale)
+
+    and no ``clip_search`` (ValueError).
 
     Rows may lie any distance apart. Weights must be finite (others give some finite level, never a crash).
     ``out`` receives the result in its own buffers, whose addresses do not change; it must have been made for the
@@ -111,8 +130,10 @@ def quantize_pack(
             f"out was made for {list(out.shape)} in groups of {out.group_size}, "
             f"weight is {list(weight.shape)} in groups of {group_size}"
         )
+    if clip_search and not isinstance(out, PackedWeight):
+        raise ValueError(f"clip_search is for our own layout, not for a {type(out).__name__}: leave it out, or marlin")
     check_device("out", out.packed, weight.device)
-    run("quantize_pack", weight.device.type, weight.dtype, implementation, weight, out)
+    run("quantize_pack", weight.device.type, weight.dtype, implementation, weight, clip_search, out)
     return out
 
 

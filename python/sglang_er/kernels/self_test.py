@@ -61,22 +61,23 @@ def _quantize_pack(function: Function, draw: Draw) -> str | None:
     tried = False
     for weight, empty in _weights(draw):
         result, truth = empty(), empty()
-        if not draw.serves(weight, result):
-            continue
-        tried = True
-        quantize_pack(weight, truth)
-        for buffer in _buffers(result):
-            poisoned(buffer)
-        function(weight, result)
-        pairs = zip(_buffers(result), _buffers(truth), strict=True)
-        if not all(torch.equal(found.view(torch.uint8), true.view(torch.uint8)) for found, true in pairs):
-            return "other bytes than the reference"
+        for clip_search in (False, True) if isinstance(truth, PackedWeight) else (False,):
+            if not draw.serves(weight, clip_search, result):
+                continue
+            tried = True
+            quantize_pack(weight, clip_search, truth)
+            for buffer in _buffers(result):
+                poisoned(buffer)
+            function(weight, clip_search, result)
+            pairs = zip(_buffers(result), _buffers(truth), strict=True)
+            if not all(torch.equal(found.view(torch.uint8), true.view(torch.uint8)) for found, true in pairs):
+                return f"{'with' if clip_search else 'without'} clip search: other bytes than the reference"
     return None if tried else _NOTHING_TRIED
 
 
 def _dequantize(function: Function, draw: Draw) -> str | None:
     weight, packed = _weight(draw)
-    quantize_pack(weight, packed)
+    quantize_pack(weight, False, packed)
     result, truth = (torch.empty(weight.shape, dtype=torch.float32, device=draw.device) for _ in range(2))
     function(packed, poisoned(result))
     dequantize(packed, truth)
@@ -87,7 +88,7 @@ def _w4a16_linear(function: Function, draw: Draw) -> str | None:
     tried = False
     for weight, empty in _weights(draw):
         packed = empty()
-        quantize_pack(weight, packed)
+        quantize_pack(weight, False, packed)
         for rows in (1, 5, 17, 70):
             x, bias = draw.normal(rows, weight.shape[1]), draw.normal(weight.shape[0])
             result, truth = (x.new_empty((rows, weight.shape[0])) for _ in range(2))
@@ -108,7 +109,7 @@ def _w4a16_experts(function: Function, draw: Draw) -> str | None:
         for size in ((count * 2 * inner, outputs), (count * outputs, inner))
     )
     for weight in (gate_up, down):
-        quantize_pack(draw.normal(*weight.shape), weight)
+        quantize_pack(draw.normal(*weight.shape), False, weight)
     for choices in ([[1, 0]], [[1, 0], [-1, 1], [1, 2], *[[0, -1]] * 20], [[1, 1]] * 9):  # -1: another rank's
         experts = torch.tensor(choices, dtype=torch.int32, device=draw.device)
         x, weights = draw.normal(len(choices), outputs), draw.normal(*experts.shape, dtype=torch.float32)

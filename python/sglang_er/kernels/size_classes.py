@@ -33,8 +33,8 @@ def linear(rows: int, outputs: int, inputs: int, group_size: int) -> At:
     return f"group {group_size}", (rows, outputs, inputs)
 
 
-def packing(outputs: int, inputs: int, group_size: int) -> At:
-    return f"group {group_size}", (outputs, inputs)
+def packing(outputs: int, inputs: int, group_size: int, clip_search: bool) -> At:
+    return f"group {group_size}{' clip search' if clip_search else ''}", (outputs, inputs)
 
 
 def attention(requests: int, heads: int, kv_heads: int, head_dim: int, format: str | None) -> At:
@@ -58,11 +58,11 @@ def _of_linear(x: Any, weight: Any, *_: Any) -> At | None:
     return linear(x.shape[0], weight.out_features, weight.in_features, weight.group_size)
 
 
-def _of_packing(weight: Any, out: Any) -> At | None:
+def _of_packing(weight: Any, clip_search: Any, out: Any) -> At | None:
     if not isinstance(out, PackedWeight):
         return None
     outputs, inputs = weight.shape
-    return packing(outputs, inputs, out.group_size)
+    return packing(outputs, inputs, out.group_size, clip_search)
 
 
 def _of_attention(*arguments: Any) -> At | None:

@@ -17,8 +17,8 @@ class PackedLinear:
     The weight is read through `source` at every packing, never kept: a weight loader may swap the Parameter.
     The packed buffers keep their addresses for life (captured graphs read them), and the layout that was chosen for
     them when they were made; they alone are allocated inside `region()`. `own_layout`: ours, whatever else could be
-    had. `int8_activations` rounds the inputs to 8 bits on the fly (W4A8); weights in another layout take them as they
-    are.
+    had. `clip_search`: every packing cuts outliers off where that loses less. `int8_activations` rounds the inputs to 8
+    bits on the fly (W4A8); weights in another layout take them as they are.
     """
 
     def __init__(
@@ -26,23 +26,26 @@ class PackedLinear:
         name: str,
         source: Callable[[], torch.Tensor],
         group_size: int,
+        clip_search: bool = False,
         int8_activations: bool = False,
         region: Callable[[], AbstractContextManager[None]] = nullcontext,
         own_layout: bool = False,
     ) -> None:
         self.name = name
         self.source = source
+        self.clip_search = clip_search
         self.int8_activations = int8_activations
         weight = source().detach()
         rows, cols = weight.shape
         layout = PackedWeight if own_layout else kernels.layout_for(weight, group_size)
         with region():
             self.packed = layout.empty(rows, cols, group_size, weight.dtype, weight.device)
-        kernels.quantize_pack(weight, group_size, out=self.packed)
+        kernels.quantize_pack(weight, group_size, clip_search=clip_search, out=self.packed)
 
     def repack(self) -> None:
         """Quantize the live weight again, into the same buffers."""
-        kernels.quantize_pack(self.source().detach(), self.packed.group_size, out=self.packed)
+        weight, group_size = self.source().detach(), self.packed.group_size
+        kernels.quantize_pack(weight, group_size, clip_search=self.clip_search, out=self.packed)
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N] in x's dtype, accumulated in fp32."""

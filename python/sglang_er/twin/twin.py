@@ -73,6 +73,7 @@ class Twin:
             "nbytes": nbytes,
             "layouts": dict(Counter(layer.layout for layer in self.layers)),
             "bits_per_weight": round(8 * nbytes / weights, 4) if weights else None,
+            "clip_search": any(layer.clip_search for layer in self.layers),
             "weight_epoch": self.weight_epoch,
             "twin_epoch": self.twin_epoch,
             "requantizations": self.requantizations,

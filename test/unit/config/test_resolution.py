@@ -83,6 +83,7 @@ OPTIONS = {
     "seed_seconds": st.floats(0.0, 60.0),
     "cost_file": st.text("abc/._", min_size=1),
     "group_size": st.integers(1, 32).map(lambda n: 32 * n),
+    "clip_search": st.booleans(),
     "quantize_lm_head": st.booleans(),
     "requantize": st.booleans(),
     "requantize_on_continue": st.booleans(),
@@ -197,6 +198,17 @@ def test_description_is_json():
     assert description["values"]["gamma"] == 2
     assert description["set_by"]["gamma"] == "flag"
     assert set(description["values"]) == set(description["set_by"]) == set(RolloutConfig.model_fields)
+
+
+def test_marlins_layout_has_no_clip_search():
+    """Refused before anything is loaded, under the name that chose Marlin."""
+    with pytest.raises(ConfigError) as error:
+        resolve(env={"SGLANG_ER_CLIP_SEARCH": "true"}, flags={"kernels": "cuda,marlin"})
+    assert str(error.value) == (
+        "--er-kernels: kernels is 'cuda,marlin'; with clip_search choose names without marlin, whose layout has none"
+    )
+    assert resolve(flags={"kernels": "cuda,triton", "clip_search": True}).clip_search
+    assert resolve(flags={"kernels": "marlin,cuda"}).kernels == "marlin,cuda"
 
 
 @pytest.mark.parametrize(

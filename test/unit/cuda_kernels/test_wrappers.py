@@ -46,9 +46,12 @@ def test_linear_serves_sixteen_bit_inputs_in_groups_of_128():
 def test_pack_serves_groups_of_64_and_128():
     weight = on_gpu(torch.zeros(48, 256))
     served = [
-        size for size in (32, 64, 96, 128, 256) if quantize_pack.serves(weight, PackedWeight.empty(48, 256, size))
+        (size, clip_search)
+        for size in (32, 64, 96, 128, 256)
+        for clip_search in (False, True)
+        if quantize_pack.serves(weight, clip_search, PackedWeight.empty(48, 256, size))
     ]
-    assert served == [64, 128]
+    assert served == [(64, False), (64, True), (128, False), (128, True)]
 
 
 def test_shadows_are_stored_in_every_format_and_attention_reads_int4():
@@ -66,17 +69,17 @@ def test_nothing_serves_a_cpu_or_an_unknown_gpu(monkeypatch: pytest.MonkeyPatch)
     x, weight, bias, out = linear_arguments()
     plain = torch.zeros(48, 256)
     assert not w4a16_linear.serves(x.as_subclass(torch.Tensor), weight, bias, out)
-    assert not quantize_pack.serves(plain, weight)
+    assert not quantize_pack.serves(plain, False, weight)
     monkeypatch.setattr(loader, "arch", lambda device: arch_of((7, 5)))
     assert not w4a16_linear.serves(x, weight, bias, out)
-    assert not quantize_pack.serves(on_gpu(plain), weight)
+    assert not quantize_pack.serves(on_gpu(plain), False, weight)
 
 
 def test_what_is_not_served_is_an_error_that_says_so():
     with pytest.raises(TypeError, match="does not serve"):
         w4a16_linear.w4a16_linear(*linear_arguments(group_size=64))
     with pytest.raises(TypeError, match="does not serve"):
-        quantize_pack.quantize_pack(torch.zeros(48, 256), PackedWeight.empty(48, 256, 128))
+        quantize_pack.quantize_pack(torch.zeros(48, 256), False, PackedWeight.empty(48, 256, 128))
 
 
 def test_a_gpu_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch):

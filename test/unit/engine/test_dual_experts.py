@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from support.mixtures import ROUNDING, Mixture, truth
 
-from sglang_er.engine.dual_experts import DualPrecisionExperts, refusal
+from sglang_er.engine.dual_experts import DualPrecisionExperts, install_experts, refusal
 from sglang_er.kernels import dequantize, quantize_pack, registry
 from sglang_er.twin.packed_linear import PackedLinear
 from sglang_er.twin.twin import Twin
@@ -182,3 +183,19 @@ def test_a_kernel_that_fails_its_self_test_leaves_experts_exact(on_meta) -> None
 def test_weights_that_a_runner_of_sglang_moved_around_stay_exact(on_meta) -> None:
     assert on_meta(NAMED, MoeRunnerBackend.FLASHINFER_TRTLLM) == MOVED
     assert on_meta(NAMED, interleaved=True) == MOVED
+
+
+def test_experts_are_packed_as_other_layers_are() -> None:
+    """With the group size and the clip search of the twin."""
+    layer = SimpleNamespace(
+        w13_weight=torch.nn.Parameter(torch.randn(EXPERTS, 2 * INNER, HIDDEN)),
+        w2_weight=torch.nn.Parameter(torch.randn(EXPERTS, HIDDEN, INNER)),
+        quant_method=UnquantizedFusedMoEMethod.__new__(UnquantizedFusedMoEMethod),
+    )
+    torch.nn.Module.__init__(layer.quant_method)
+    twin = Twin()
+    install_experts(twin, "experts", layer, partial(PackedLinear, group_size=GROUP, clip_search=True))
+    for packed, weight in zip(twin.layers, (layer.w13_weight, layer.w2_weight), strict=True):
+        searched = quantize_pack(weight.detach().flatten(0, 1), GROUP, clip_search=True)
+        assert torch.equal(packed.packed.scales_zeros, searched.scales_zeros)
+        assert torch.equal(packed.packed.packed, searched.packed)

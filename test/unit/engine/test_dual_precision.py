@@ -9,7 +9,7 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
 from sglang_er.config import ConfigError
 from sglang_er.engine.dual_precision import install_twin
-from sglang_er.kernels import registry
+from sglang_er.kernels import quantize_pack, registry
 from sglang_er.twin.twin import Twin
 
 
@@ -140,3 +140,15 @@ def test_layers_that_marlin_takes_are_in_its_layout(monkeypatch: pytest.MonkeyPa
         drafted = block(x)
     assert 0 < (drafted - expected).norm() < 0.3 * expected.norm()
     registry.candidates.cache_clear()
+
+
+def test_clip_search_holds_for_every_layer_and_every_update(block: Block) -> None:
+    twin = install_twin(block, group_size=32, quantize_lm_head=False, clip_search=True)
+    assert twin.describe()["clip_search"] is True and install(Block()).describe()["clip_search"] is False
+    torch.nn.init.normal_(block.up.weight)
+    twin.requantize()
+    for layer in twin.layers:
+        searched, plain = (quantize_pack(layer.source(), 32, clip_search=clip) for clip in (True, False))
+        assert torch.equal(layer.packed.packed, searched.packed)
+        assert torch.equal(layer.packed.scales_zeros, searched.scales_zeros)
+        assert not torch.equal(layer.packed.scales_zeros, plain.scales_zeros)

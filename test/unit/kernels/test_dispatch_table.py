@@ -81,6 +81,11 @@ class Caught(Exception):
             ("group 64", (3, 32, 256)),
         ),
         ("quantize_pack", lambda: kernels.quantize_pack(torch.ones(32, 256)), ("group 128", (32, 256))),
+        (
+            "quantize_pack",
+            lambda: kernels.quantize_pack(torch.ones(32, 256), clip_search=True),
+            ("group 128 clip search", (32, 256)),
+        ),
         ("w4a16_linear", lambda: kernels.w4a16_linear(torch.ones(3, 256), MarlinWeight.empty(64, 256, 64)), None),
         ("quantize_pack", lambda: kernels.quantize_pack(torch.ones(64, 256), implementation="marlin"), None),
         ("kv_shadow_store", lambda: _stored("int8"), ("int8 head_dim 64", (5, 2))),

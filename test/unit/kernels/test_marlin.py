@@ -192,6 +192,15 @@ def test_shapes_that_it_refuses(rows, cols, group, dtype, reason):
             quantize_pack(torch.zeros(rows, cols, dtype=dtype), group, implementation=MARLIN)
 
 
+@pytest.mark.parametrize("implementation", [MARLIN, "reference", None])
+def test_it_has_no_clip_search(implementation):
+    """Rather than a range that nobody searched."""
+    out = MarlinWeight.empty(64, 256, 128)
+    with pytest.raises(ValueError, match="clip_search is for our own layout, not for a MarlinWeight"):
+        quantize_pack(torch.ones(64, 256), 128, clip_search=True, out=out, implementation=implementation)
+    assert not chunks.serves(torch.ones(64, 256), True, out) and chunks.serves(torch.ones(64, 256), False, out)
+
+
 def test_rows_are_a_view_of_whole_tiles(generator):
     packed = quantize_pack(torch.randn(256, 128, generator=generator).bfloat16(), 32, implementation=MARLIN)
     whole = dequantize(packed, implementation="reference")

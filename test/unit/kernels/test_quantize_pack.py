@@ -92,6 +92,13 @@ def test_constant_groups_come_back_exactly(isa, dtype, value):
     assert not unpack_levels(packed).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_constant_groups_that_bf16_cannot_hold(isa, dtype):
+    """Far more steps off their zero than there are integers."""
+    packed = both(torch.full((17, 384), 0.7, dtype=dtype), 128)
+    assert (dequantize(packed) - 0.7).abs().max() <= 0.7 * 2**-8
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_one_sign(isa, generator, dtype):
     """Mixed, positive, negative and zero rows in one block; a zero of either sign is a weight like others."""

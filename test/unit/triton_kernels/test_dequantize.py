@@ -15,7 +15,7 @@ from sglang_er.kernels.triton.dequantize import dequantize
 
 def packed(weight: torch.Tensor, group_size: int) -> PackedWeight:
     out = PackedWeight.empty(*weight.shape, group_size, weight.dtype)
-    quantize_pack.quantize_pack(weight, out)
+    quantize_pack.quantize_pack(weight, False, out)
     return out
 
 

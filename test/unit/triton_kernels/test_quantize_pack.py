@@ -28,10 +28,10 @@ def poisoned(weight: torch.Tensor, group_size: int) -> PackedWeight:
     return out
 
 
-def check(weight: torch.Tensor, group_size: int) -> PackedWeight:
+def check(weight: torch.Tensor, group_size: int, clip_search: bool = False) -> PackedWeight:
     actual, expected = poisoned(weight, group_size), poisoned(weight, group_size)
-    quantize_pack(weight, actual)
-    reference.quantize_pack(weight, expected)
+    quantize_pack(weight, clip_search, actual)
+    reference.quantize_pack(weight, clip_search, expected)
     assert torch.equal(actual.packed, expected.packed)
     assert torch.equal(actual.scales_zeros.view(torch.int16), expected.scales_zeros.view(torch.int16))
     return actual
@@ -47,6 +47,35 @@ def test_equals_reference_bitwise(shape, group_size, dtype):
 @pytest.mark.parametrize("group_size", [160, 256, 416, 1024])
 def test_large_groups(group_size):
     check(random(20, 2100, seed=group_size).bfloat16(), group_size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group_size", [32, 64, 96, 128])
+@pytest.mark.parametrize("shape", [(1, 1), (15, 127), (33, 200)])
+def test_clip_search_equals_reference_bitwise(shape, group_size, dtype):
+    weight = random(*shape, seed=shape[0] + group_size)
+    check(weight.to(dtype), group_size, clip_search=True)
+    heavy_tailed = weight / random(*shape, seed=9).abs().clamp_min(0.05)
+    check(heavy_tailed.to(dtype), group_size, clip_search=True)
+
+
+def test_clip_search_of_large_groups():
+    check(random(20, 2100, seed=1).bfloat16(), 1024, clip_search=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clip_search_where_there_is_nothing_to_cut(dtype):
+    """Constant weights, and some so close together that their zero lies outside of them."""
+    for weight in (torch.full((17, 200), 0.7), torch.zeros(17, 200), 1.003 + 1e-3 * random(17, 200, seed=2).abs()):
+        plain, clipped = check(weight.to(dtype), 128), check(weight.to(dtype), 128, clip_search=True)
+        if dtype != torch.bfloat16 or weight[0, 0] == weight[0, 1]:
+            assert torch.equal(plain.packed, clipped.packed) and torch.equal(plain.scales_zeros, clipped.scales_zeros)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-39, 1e37])
+def test_clip_search_of_denormal_and_large_weights(size):
+    for weight in (random(16, 256, seed=3) * size, (random(16, 256, seed=3) * size).bfloat16()):
+        check(weight, 128, clip_search=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,7 +132,7 @@ def test_weights_that_are_not_finite_stay_in_their_group(value):
     clean = check(weight, 128)
     weight[3, 7] = value
     packed = poisoned(weight, 128)
-    quantize_pack(weight, packed)
+    quantize_pack(weight, False, packed)
     others = torch.ones(16, 256, dtype=torch.bool)
     others[3, :128] = False
     assert torch.equal(unpack_levels(packed)[others], unpack_levels(clean)[others])
@@ -114,9 +143,9 @@ def test_in_place_keeps_addresses():
     packed = check(random(48, 300, seed=6).bfloat16(), 128)
     addresses = packed.packed.data_ptr(), packed.scales_zeros.data_ptr()
     weight = random(48, 300, seed=7).bfloat16()
-    quantize_pack(weight, packed)
+    quantize_pack(weight, False, packed)
     expected = poisoned(weight, 128)
-    reference.quantize_pack(weight, expected)
+    reference.quantize_pack(weight, False, expected)
     assert torch.equal(packed.packed, expected.packed)
     assert (packed.packed.data_ptr(), packed.scales_zeros.data_ptr()) == addresses
 

@@ -29,7 +29,7 @@ def random(*shape: int, seed: int) -> torch.Tensor:
 def packed(rows: int, cols: int, group_size: int, seed: int = 1, size: float = 1.0) -> PackedWeight:
     """Rounded to bf16 by the reference; what pads it is as the layout says."""
     out = PackedWeight.empty(rows, cols, group_size)
-    quantize_pack.quantize_pack(random(rows, cols, seed=seed) * size, out)
+    quantize_pack.quantize_pack(random(rows, cols, seed=seed) * size, False, out)
     return out
 
 
@@ -172,5 +172,5 @@ def test_sees_requantization_in_place():
     weight = packed(64, 256, 128)
     x = random(2, 256, seed=17)
     before = check(x, weight)
-    quantize_pack.quantize_pack(random(64, 256, seed=18), weight)
+    quantize_pack.quantize_pack(random(64, 256, seed=18), False, weight)
     assert not torch.equal(check(x, weight), before)

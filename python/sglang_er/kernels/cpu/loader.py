@@ -11,7 +11,7 @@ from typing import Any
 
 import torch  # noqa: F401  The library uses the OpenMP runtime that torch loads.
 
-LIBRARY_VERSION = 2
+LIBRARY_VERSION = 3
 """Must equal ``kLibraryVersion`` in csrc/include/sglang_er/version.h."""
 LIBRARY_PATH = Path(__file__).parent / "libsglang_er_cpu.so"
 ISA_ENVIRONMENT = "SGLANG_ER_CPU_ISA"

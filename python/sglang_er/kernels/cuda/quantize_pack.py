@@ -11,8 +11,9 @@ from sglang_er.kernels.marlin_weight import QuantizedWeight
 GROUP_SIZES = frozenset({64, 128})
 
 
-def serves(weight: torch.Tensor, out: QuantizedWeight) -> bool:
-    """Groups of 64 and 128, a GPU that the kernels are made for."""
+def serves(weight: torch.Tensor, clip_search: bool, out: QuantizedWeight) -> bool:
+    """Groups of 64 and 128, with clip search or without, a GPU that the kernels are made for."""
+    del clip_search
     return (
         isinstance(out, PackedWeight)
         and weight.dtype in WEIGHT_DTYPES
@@ -22,11 +23,11 @@ def serves(weight: torch.Tensor, out: QuantizedWeight) -> bool:
     )
 
 
-def quantize_pack(weight: torch.Tensor, out: PackedWeight) -> None:
-    if not serves(weight, out):
+def quantize_pack(weight: torch.Tensor, clip_search: bool, out: PackedWeight) -> None:
+    if not serves(weight, clip_search, out):
         raise TypeError(
             f"quantize_pack: the CUDA kernel does not serve {weight.dtype} on {weight.device} "
             f"in groups of {out.group_size}"
         )
     library = loader.module("quantize_pack", weight.device)
-    library.quantize_pack(weight.detach(), out.packed, out.scales_zeros, out.group_size)
+    library.quantize_pack(weight.detach(), out.packed, out.scales_zeros, out.group_size, clip_search)

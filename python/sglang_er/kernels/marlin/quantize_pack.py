@@ -11,11 +11,12 @@ from sglang_er.kernels.reference.marlin import quantize
 _WEIGHTS_AT_ONCE = 1 << 23
 
 
-def serves(weight: torch.Tensor, out: QuantizedWeight) -> bool:
-    return isinstance(out, MarlinWeight)
+def serves(weight: torch.Tensor, clip_search: bool, out: QuantizedWeight) -> bool:
+    return isinstance(out, MarlinWeight) and not clip_search
 
 
-def quantize_pack(weight: torch.Tensor, out: MarlinWeight) -> None:
+def quantize_pack(weight: torch.Tensor, clip_search: bool, out: MarlinWeight) -> None:
+    del clip_search  # the whole range
     rows = max(1, _WEIGHTS_AT_ONCE // (out.in_features * TILE_ROWS)) * TILE_ROWS
     for first in range(0, out.out_features, rows):
         count = min(rows, out.out_features - first)

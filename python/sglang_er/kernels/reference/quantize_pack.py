@@ -5,12 +5,13 @@ import torch
 from sglang_er.kernels.base import ROW_BLOCK, PackedWeight
 from sglang_er.kernels.marlin_weight import QuantizedWeight
 from sglang_er.kernels.reference import marlin
+from sglang_er.kernels.reference.clip_search import clip_search as search
 
 _MIN_SCALE = 2.0**-126
 
 
-def quantize_pack(weight: torch.Tensor, out: QuantizedWeight) -> None:
-    if not isinstance(out, PackedWeight):
+def quantize_pack(weight: torch.Tensor, clip_search: bool, out: QuantizedWeight) -> None:
+    if not isinstance(out, PackedWeight):  # nobody searches there
         marlin.pack(*marlin.quantize(weight.detach(), out), out)
         return
     group_size = out.group_size
@@ -23,9 +24,10 @@ def quantize_pack(weight: torch.Tensor, out: QuantizedWeight) -> None:
     low, high = values.amin(dim=2), values.amax(dim=2)
     # By a tensor: GPUs divide by a number as they multiply by its reciprocal, which rounds twice.
     levels_apart = torch.full_like(high, 15)
-    scales = (high / levels_apart - low / levels_apart).bfloat16().clamp_min(_MIN_SCALE)
-    largest = torch.finfo(torch.bfloat16).max
-    zeros = (low + 0.0).bfloat16().clamp(-largest, largest)  # -0 becomes +0, as does infinity the largest number
+    scales, zeros = _code(high / levels_apart - low / levels_apart, low)
+    if clip_search:
+        live = torch.arange(groups * group_size, device=values.device).view(groups, group_size) < out.in_features
+        scales, zeros = search(values, live, scales, _code)
     inverse_scales = 1.0 / scales.float()
     levels = (values - zeros.float().unsqueeze(2)) * inverse_scales.unsqueeze(2)
     levels = levels.nan_to_num(0.0, 15.0, 0.0).clamp(0, 15).round().to(torch.uint8)
@@ -35,6 +37,13 @@ def quantize_pack(weight: torch.Tensor, out: QuantizedWeight) -> None:
     out.packed.copy_(_pack_levels(_pad_rows(levels, blocks)))
     scales_zeros = torch.stack([scales, zeros], dim=2)  # row, group, 2
     out.scales_zeros.copy_(_pad_rows(scales_zeros, blocks).permute(0, 2, 3, 1))
+
+
+def _code(steps: torch.Tensor, low: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """bf16 scale and zero of a step and of the lowest level."""
+    largest = torch.finfo(torch.bfloat16).max
+    # -0 becomes +0, as does infinity the largest number
+    return steps.bfloat16().clamp_min(_MIN_SCALE), (low + 0.0).bfloat16().clamp(-largest, largest)
 
 
 def _pad_rows(values: torch.Tensor, blocks: int) -> torch.Tensor:

@@ -18,6 +18,15 @@ import triton
 import triton.language as tl
 
 from sglang_er.kernels.base import PackedWeight
+from sglang_er.kernels.triton.clip_search import (
+    CANDIDATES,
+    bf16_scale,
+    bf16_zero,
+    candidate,
+    squares,
+    units,
+    within,
+)
 
 TILE_INPUTS = 256  # 8 KiB of bf16 a program: enough programs in flight to hide memory latency
 
@@ -31,14 +40,6 @@ def _load(at, live):
         )
     else:
         return tl.load(at, mask=live, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _round_to_bf16(value):
-    """fp32 rounded to the nearest bf16, ties to even (finite values)."""
-    bits = value.to(tl.uint32, bitcast=True)
-    bits += 0x7FFF + ((bits >> 16) & 1)
-    return (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -69,6 +70,7 @@ def pack_kernel(
     GROUP: tl.constexpr,
     TILE_GROUPS: tl.constexpr,
     QUARTER: tl.constexpr,  # GROUP / 4 rounded up to a power of two
+    CLIP_SEARCH: tl.constexpr,
 ) -> None:
     tiles = tl.cdiv(groups, TILE_GROUPS)
     block = tl.program_id(0) // tiles
@@ -104,9 +106,25 @@ def pack_kernel(
 
     low = tl.where(low == 0, 0.0, low)  # of either sign; a negative one that rounds to zero keeps its sign
     step = tl.math.div_rn(high, 15.0) - tl.math.div_rn(low, 15.0)
-    scale = tl.maximum(_round_to_bf16(step), 1.1754943508222875e-38)  # 2**-126
-    largest = 3.3895313892515355e38  # of bf16
-    zero = tl.minimum(tl.maximum(_round_to_bf16(low), -largest), largest)
+    scale, zero = bf16_scale(step), bf16_zero(low)
+    if CLIP_SEARCH:
+        whole, whole_zero = scale, zero
+        whole_inverse = tl.math.div_rn(1.0, whole)
+        base, factor = whole_zero[:, :, None], whole_inverse[:, :, None]
+        v0, v1 = units(w0, base, factor), units(w1, base, factor)
+        v2, v3 = units(w2, base, factor), units(w3, base, factor)
+        lowest, highest = units(low, whole_zero, whole_inverse), units(high, whole_zero, whole_inverse)
+        least = tl.full((16, TILE_GROUPS), 0x7FFFFFFF, tl.int32)
+        allowed = lowest == lowest
+        for index in range(CANDIDATES):  # unrolled it would take all registers
+            made, made_zero, z, s, m = candidate(low, whole, whole_zero, whole_inverse, index)
+            total = squares(v0, live0, z, s, m) + squares(v1, live1, z, s, m)
+            total += squares(v2, live2, z, s, m) + squares(v3, live3, z, s, m)
+            fits = within(lowest, highest, z, s)
+            allowed = tl.where(index == 0, fits, allowed)
+            better = allowed & fits & (total < least)
+            least = tl.where(better, total, least)
+            scale, zero = tl.where(better, made, scale), tl.where(better, made_zero, zero)
     inverse = tl.math.div_rn(1.0, scale)[:, :, None]
     base = zero[:, :, None]
 
@@ -129,19 +147,21 @@ def pack_kernel(
     tl.store(meta + 16, tl.where(row_live[:, None], _bf16_bits(zero), 0).to(tl.int16), mask=group_live[None, :])
 
 
-def constants(group_size: int) -> dict[str, int]:
+def constants(group_size: int, clip_search: bool) -> dict[str, int | bool]:
     quarter = triton.next_power_of_2(group_size // 4)
-    return {"GROUP": group_size, "TILE_GROUPS": max(1, TILE_INPUTS // (4 * quarter)), "QUARTER": quarter}
+    tile = {"GROUP": group_size, "TILE_GROUPS": max(1, TILE_INPUTS // (4 * quarter)), "QUARTER": quarter}
+    return {**tile, "CLIP_SEARCH": clip_search}
 
 
-def warps(group_size: int) -> int:
-    """So that a thread holds at most 64 weights."""
-    return 4 if group_size <= 512 else 8
+def compile_options(constexprs: dict[str, Any]) -> dict[str, int]:
+    """Warps, so that a thread holds at most 64 weights; half as many while it also holds their units."""
+    many = constexprs["GROUP"] > 512
+    return {"num_warps": (16 if constexprs["CLIP_SEARCH"] else 8) if many else 4}
 
 
-def quantize_pack(weight: torch.Tensor, out: PackedWeight) -> None:
+def quantize_pack(weight: torch.Tensor, clip_search: bool, out: PackedWeight) -> None:
     blocks, groups = out.packed.shape[:2]
-    sizes = constants(out.group_size)
+    sizes = constants(out.group_size, clip_search)
     weight = weight.detach()
     pack_kernel[(blocks * triton.cdiv(groups, sizes["TILE_GROUPS"]),)](
         weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight,
@@ -152,13 +172,14 @@ def quantize_pack(weight: torch.Tensor, out: PackedWeight) -> None:
         weight.stride(0),
         groups,
         **sizes,
-        num_warps=warps(out.group_size),
+        **compile_options(sizes),
     )
 
 
 _ARGUMENTS = {"packed": "*i32", "scales_zeros": "*i16", "N": "i32", "K": "i32", "stride": "i32", "groups": "i32"}
 SPECS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
-    (pack_kernel, {"weight": weight, **_ARGUMENTS}, constants(group_size))
+    (pack_kernel, {"weight": weight, **_ARGUMENTS}, constants(group_size, clip_search))
     for weight in ("*i16", "*fp16", "*fp32")  # bf16 comes as its bits
     for group_size in (32, 64, 96, 128, 1024)
+    for clip_search in (False, True)
 ]
