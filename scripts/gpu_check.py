@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "test"))
 
 NAMES = (
-    *("build", "kernels", "exact", "release", "bench_kernels", "rollout", "longtail", "ingredients", "baselines"),
-    "timeline",
+    *("build", "kernels", "exact", "release", "bench_kernels", "rollout", "longtail", "sanitizer", "ingredients"),
+    *("baselines", "timeline"),
 )
 
 
@@ -73,13 +73,17 @@ def main() -> int:
         records,
         release,
         rollouts,
+        sanitizer,
         sections,
         timeline,
     )
     from gpu.servers import Servers
     from gpu.worker import Worker
 
-    every = (build, kernels, exact, release, bench_kernels, rollouts, longtail, ingredients, baselines, timeline)
+    every = (
+        *(build, kernels, exact, release, bench_kernels, rollouts, longtail, sanitizer, ingredients, baselines),
+        timeline,
+    )
     by_name = {module.SECTION.name: module.SECTION for module in every}
     identity = records.identity(args.dry_run, args.commit)
     if not args.dry_run and identity.device == "cpu":

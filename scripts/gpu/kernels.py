@@ -36,11 +36,15 @@ def names(op: str, device: str) -> list[str]:
 
 
 def check(op: str, name: str, context: Context) -> dict[str, Any]:
-    """All cases of one implementation. A seed is enough to draw the inputs of a case again."""
+    """All cases of one implementation."""
+    return judge(cases(op, context.options.dry_run), name, context.options.device)
+
+
+def judge(chosen: Sequence[Case], name: str, device: str) -> dict[str, Any]:
+    """These cases of one implementation. A seed is enough to draw the inputs of a case again. Raises Skip where it
+    serves none of them."""
     seed = secrets.randbits(31)
-    found = {
-        case.label: _result(case, name, seed, context.options.device) for case in cases(op, context.options.dry_run)
-    }
+    found = {case.label: _result(case, name, seed, device) for case in chosen}
     judged = {label: result for label, result in found.items() if "not_served" not in result}
     if not judged:
         raise Skip(f"{name} serves none of the {len(found)} cases")
