@@ -15,9 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "test"))
 
+# In the order of value.
 NAMES = (
-    *("build", "kernels", "exact", "release", "bench_kernels", "rollout", "longtail", "sanitizer", "ingredients"),
-    *("baselines", "timeline"),
+    *("build", "kernels", "exact", "release", "bench_kernels", "rollout", "longtail", "timeline", "baselines"),
+    *("ingredients", "sanitizer", "bench_more"),
 )
 
 
@@ -80,11 +81,12 @@ def main() -> int:
     from gpu.servers import Servers
     from gpu.worker import Worker
 
-    every = (
-        *(build, kernels, exact, release, bench_kernels, rollouts, longtail, sanitizer, ingredients, baselines),
-        timeline,
+    modules = (
+        *(build, kernels, exact, release, bench_kernels, rollouts, longtail, timeline, baselines, ingredients),
+        sanitizer,
     )
-    by_name = {module.SECTION.name: module.SECTION for module in every}
+    every = (*(module.SECTION for module in modules), bench_kernels.MORE)
+    by_name = {section.name: section for section in every}
     identity = records.identity(args.dry_run, args.commit)
     if not args.dry_run and identity.device == "cpu":
         print("no GPU here: use --dry-run to test the script itself", file=sys.stderr)
@@ -100,7 +102,7 @@ def main() -> int:
     finally:
         worker.stop()
         servers.stop()
-    if bench_kernels.SECTION in chosen and not args.dry_run:
+    if {bench_kernels.SECTION, bench_kernels.MORE} & set(chosen) and not args.dry_run:
         print(write_table(journal.path, identity.device))
     passed = all(tally.passed for tally in tallies)
     print(f"\n{identity.device}, commit {identity.commit}\n{sections.table(tallies)}")

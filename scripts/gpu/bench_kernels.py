@@ -1,7 +1,7 @@
 """Section `bench_kernels`: seconds of every implementation at the layer sizes of Qwen2.5-7B and of Qwen3-30B-A3B's
-experts, what torch takes for the same, and the share of the bandwidth of a large copy; then further sizes and models,
-for the table of measured times (`sglang-er kernel-table`). Cells: one op, one implementation, one layer or shape; of
-`w4a16_linear` also SGLang's Marlin and Humming, whose layouts are others: their rows have no place in the table.
+experts, what torch takes for the same, and the share of the bandwidth of a large copy. Section `bench_more`: further
+sizes and models, for the table of measured times (`sglang-er kernel-table`). Cells: one op, one implementation, one
+layer or shape.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SAMPLED, DRY_SAMPLED = ((1, 152064), (16, 152064), (64, 152064)), ((2, 512),)
 
 
 def cells(options: Options) -> Sequence[Cell]:
-    """What tells most comes first; the table's further cells come last."""
+    """What tells most comes first."""
     dry, device = options.dry_run, options.device
     heads = DRY_HEADS if dry else HEADS
     found = [Cell("copy", copy), *_layers(DRY_MODEL if dry else FIRST, dry, device, [*LINEAR_OPS, "quantize_pack"], "")]
@@ -67,11 +67,13 @@ def cells(options: Options) -> Sequence[Cell]:
     ):
         composed = [TORCH] if op in bench_sampling.COMPOSED else []
         found += _cells(op, [*_names(op, device), *composed], "", make)
-    return [*found, *_for_the_table(heads, dry, device)]
+    return found
 
 
-def _for_the_table(heads: Heads, dry: bool, device: str) -> list[Cell]:
-    found = []
+def more_cells(options: Options) -> Sequence[Cell]:
+    """Further sizes of attention, and the layers of further models."""
+    dry, device = options.dry_run, options.device
+    heads, found = DRY_HEADS if dry else HEADS, list[Cell]()
     for requests, context in DRY_TABLE_DECODES if dry else [size for size in TABLE_DECODES if size not in DECODES]:
         found += _decode(heads, requests, context, ["decode int4"], device)
     if dry:
@@ -164,3 +166,4 @@ def measure(op: str, name: str, make: Make, facts: Mapping[str, Any], context: C
 
 
 SECTION = Section("bench_kernels", cells, isolated=True)
+MORE = Section("bench_more", more_cells, isolated=True)

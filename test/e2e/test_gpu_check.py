@@ -12,7 +12,7 @@ import pytest
 from support.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURED = ("kernels", "exact", "release", "bench_kernels", "rollout", "longtail", "sanitizer")
+MEASURED = ("kernels", "exact", "release", "bench_kernels", "rollout", "longtail", "sanitizer", "bench_more")
 NEED_SERVERS_OF_THEIR_OWN = ("baselines", "timeline", "ingredients")
 
 

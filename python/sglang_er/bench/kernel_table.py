@@ -9,7 +9,7 @@ from sglang_er.kernels.dispatch_table import DispatchTable
 from sglang_er.kernels.size_classes import CLASSES
 from sglang_er.rollout.gpu_records import FAILED, PASSED, Record, RecordsError, newest
 
-BENCH, CHECK = "bench_kernels", "kernels"
+BENCH, CHECK = ("bench_kernels", "bench_more"), "kernels"
 # (op, kind, sizes) -> what else differs (the context of attention) -> implementation -> microseconds
 _Cells = dict[tuple[str, str, tuple[int, ...]], dict[str, dict[str, float]]]
 
@@ -18,13 +18,13 @@ def make(records: Sequence[Record], device: str | None = None) -> DispatchTable:
     """Of the newest measurement of each cell, with the kernels of the newest record. Sizes at which fewer than two
     implementations were measured decide nothing and are left out, and so are implementations that the check found
     wrong. Raises RecordsError for records of no or several devices (`device` names one), or with nothing to choose."""
-    devices = sorted({record["device"] for record in records if record["section"] == BENCH})
+    devices = sorted({record["device"] for record in records if record["section"] in BENCH})
     if device is None and len(devices) != 1:
         raise RecordsError(f"records of {', '.join(devices) or 'no device'}: choose one with --device")
     mine = [record for record in records if record["device"] == device or device is None]
-    cells = [record for record in newest(mine, BENCH).values() if _usable(record)]
+    cells = [record for record in newest(mine, *BENCH).values() if _usable(record)]
     if not cells:
-        raise RecordsError(f"no measurement of section {BENCH} on {device or devices[0]}")
+        raise RecordsError(f"no measurement of section {BENCH[0]} on {device or devices[0]}")
     last = max(cells, key=lambda record: record["date"])
     key, dtype = last["values"]["kernels"], last["values"]["dtype"]
     same = [r for r in cells if r["values"]["kernels"] == key and r["values"]["dtype"] == dtype]

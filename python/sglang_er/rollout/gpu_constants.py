@@ -51,7 +51,9 @@ class _Cell(NamedTuple):
 def measured(device: Device, records: Sequence[Record], level: str) -> tuple[Device, list[Constant]]:
     """`device`: the estimates of `level`; `records`: of one GPU, the oldest first. Raises what a damaged record makes
     its reader raise."""
-    kernels = [record for record in newest(records, "bench_kernels").values() if record["status"] == PASSED]
+    kernels = [
+        record for record in newest(records, "bench_kernels", "bench_more").values() if record["status"] == PASSED
+    ]
     cells = sorted(_cells(newest(records, "rollout").values()), key=lambda cell: cell.batch * cell.context)
     measures: dict[str, Callable[[Device], Found]] = {
         BANDWIDTH: partial(_copy, kernels=kernels),

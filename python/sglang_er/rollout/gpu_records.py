@@ -51,10 +51,10 @@ def _records(lines: Iterable[str]) -> Iterator[Record]:
             yield record
 
 
-def newest(records: Iterable[Record], section: str) -> dict[str, Record]:
-    """The last measurement of every cell of a section, passed or failed."""
+def newest(records: Iterable[Record], *sections: str) -> dict[str, Record]:
+    """The last measurement of every cell of these sections, passed or failed."""
     return {
         record["cell"]: record
         for record in records
-        if record["section"] == section and record["status"] in (PASSED, FAILED)
+        if record["section"] in sections and record["status"] in (PASSED, FAILED)
     }

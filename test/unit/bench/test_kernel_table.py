@@ -181,7 +181,7 @@ def test_what_bench_kernels_records_makes_a_table(tmp_path: Path, second):
     """Timed for real, small and on this CPU; sizes that one does not serve are left out, its others stay."""
     options = Options(tmp_path, dry_run=True)
     journal = Journal(tmp_path / "r.jsonl", Identity("abc", "A CPU", False, {}))
-    for cell in bench_kernels.cells(options):
+    for cell in [*bench_kernels.cells(options), *bench_kernels.more_cells(options)]:
         if cell.name.startswith(("w4a16_linear", "quantize_pack")) and "humming" not in cell.name:
             journal.append("bench_kernels", cell.name, "passed", 1.0, cell.run(Context(options)))
     records = gpu_records.read([journal.path])
@@ -214,12 +214,14 @@ def test_weights_in_a_librarys_layout_have_no_place_in_the_table(tmp_path: Path)
 
 
 def test_cells_have_names_of_their_own_and_the_first_model_comes_first():
-    names = [cell.name for cell in bench_kernels.cells(Options(Path()))]
-    assert len(names) == len(set(names)) and names[0] == "copy"
-    first = names.index("w4a16_linear cuda Llama-3.1-8B qkv 6144x4096")
-    assert names.index("quantize_pack cuda lm_head 152064x3584") < first
-    assert all("Llama" not in name and "Qwen3-4B" not in name for name in names[:first])
-    assert any("Qwen3-4B gate_up 19456x2560" in name for name in names[first:])
+    names, more = (
+        [cell.name for cell in cells(Options(Path()))] for cells in (bench_kernels.cells, bench_kernels.more_cells)
+    )
+    assert len({*names, *more}) == len(names) + len(more) and names[0] == "copy"
+    assert "quantize_pack cuda lm_head 152064x3584" in names
+    assert all("Llama" not in name and "Qwen3-4B" not in name for name in names)
+    assert "w4a16_linear cuda Llama-3.1-8B qkv 6144x4096" in more
+    assert any("Qwen3-4B gate_up 19456x2560" in name for name in more)
     assert bench_kernels.BATCHES == (1, 2, 4, 8, 16, 32, 64, 128)
 
 
