@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sglang_er.cli.common import card_of
+from sglang_er.kernels.registry import REFERENCE
 from sglang_er.rollout import contest, prompts, report
 from sglang_er.rollout.client import Client
 from sglang_er.rollout.contest import Contest
 from sglang_er.rollout.measure import Block
 
 from .sections import Cell, Context, Options, Section, Skip
+from .servers import KINDS
 
 BATCHES, CONTEXTS, MOST_TOKENS = (1, 4, 16, 64, 128), (1024, 8192, 16384), 1 << 20
 FIRST = (("7b", 1, 1024), ("7b", 16, 8192), ("7b", 64, 16384))
@@ -68,8 +70,13 @@ def measure(kind: str, batch: int, size: int, output: int, arms: str, rounds: in
 
 
 def client_of(context: Context, kind: str) -> Client:
+    """Of a server of that kind. Raises RuntimeError where plain torch computes for a kernel: that is no benchmark."""
     assert context.servers is not None
-    return Client(context.servers.get(kind).url)
+    client = Client(context.servers.get(kind).url)
+    chosen = client.state()["kernels"] if KINDS[kind].ours and context.options.device != "cpu" else {}
+    if fallen := [op for op, name in chosen.items() if name.startswith(REFERENCE)]:
+        raise RuntimeError(f"plain torch computes {', '.join(fallen)}: see the server's log")
+    return client
 
 
 def require_pool(client: Client, tokens: int) -> None:

@@ -27,7 +27,6 @@ from sglang_er.engine.stats import LaunchedStep, StepStats
 from sglang_er.engine.step_state import step_state
 from sglang_er.engine.target_graphs import TargetGraphs
 from sglang_er.engine.weight_sync import WeightSync
-from sglang_er.kernels import registry
 from sglang_er.twin.kv_shadow import check_shadow
 
 if TYPE_CHECKING:
@@ -62,7 +61,8 @@ class EfficientRolloutWorker(WorkerBase):
         self.ranks = Ranks(*ADAPTER.tensor_parallel_groups())
         if self.device != "cpu":  # tries them, which must not happen while a graph is recorded
             kernel_table.install(self.config.kernel_table, device_name(str(self.device)), self.ranks)
-            logger.info("sglang-er: kernels: %s", self._kernels(torch.device(self.device).type))
+            chosen = kernel_table.chosen(self.device, self.model_runner.dtype)
+            logger.info("sglang-er: kernels: %s", ", ".join(f"{op} {name}" for op, name in chosen.items()))
         self.target_graphs = TargetGraphs(self.model_runner)
         self._records = self.device == "cuda" and bool(ADAPTER.decode_graphs())
         if self._records:
@@ -90,14 +90,6 @@ class EfficientRolloutWorker(WorkerBase):
             module, _, name = hook.partition(":")
             logger.warning("sglang-er: %s=%s is active: this server is for tests only", TEST_HOOK_ENV, hook)
             getattr(importlib.import_module(module), name)(self)
-
-    def _kernels(self, device: str) -> str:
-        """Who computes which op of a draft pass."""
-        dtypes = dict.fromkeys(("draft_sample", "choose_seeded", "verify_chain"), torch.float32)
-        ops = ["quantize_pack", "w4a16_linear", "paged_attention", "kv_shadow_store"]
-        ops += ["softmax_rows", "draft_sample", "verify_chain", *([] if device == "cpu" else ["choose_seeded"])]
-        chosen = {op: registry.describe(op, device, dtypes.get(op, self.model_runner.dtype)) for op in ops}
-        return ", ".join(f"{op} {name}" for op, name in chosen.items())
 
     # -- what the scheduler asks of a speculative worker ---------------------------------------------------------
 
@@ -341,5 +333,6 @@ class EfficientRolloutWorker(WorkerBase):
             "forwards": self.drafter.forwards(),
             "kv_shadow": self.drafter.describe_shadow(),
             "memory": saved_memory.describe(self),
+            "kernels": kernel_table.chosen(self.device, self.model_runner.dtype),
             "graphs": {"draft": self.drafter.describe_graphs(), "verify": self.target_graphs.describe()},
         }

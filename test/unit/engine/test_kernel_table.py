@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch.multiprocessing as multiprocessing
 from support.ranks import RANKS, install_table
 
 from sglang_er.config import ConfigError
-from sglang_er.engine import kernel_table, worker
+from sglang_er.engine import kernel_table
 from sglang_er.engine.ranks import ALONE
 from sglang_er.kernels import registry
 from sglang_er.kernels.dispatch_table import DispatchTable
@@ -62,16 +61,16 @@ def test_a_file_that_is_no_use_is_one_line(tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
-def test_start_up_says_who_computes_what(monkeypatch):
-    """All ops of a draft pass and of verification; here of a CPU, which has no table."""
-    said = worker.EfficientRolloutWorker._kernels(
-        SimpleNamespace(model_runner=SimpleNamespace(dtype=torch.bfloat16)), "cpu"
-    )
+def test_what_is_chosen_is_told_of_every_op(monkeypatch):
+    """Of a draft pass and of verification; here of a CPU, which has no table."""
     ops = ("quantize_pack", "w4a16_linear", "paged_attention", "kv_shadow_store")
-    assert said == ", ".join(f"{op} cpu" for op in (*ops, "softmax_rows", "draft_sample", "verify_chain"))
-    monkeypatch.setattr(registry, "describe", lambda op, device, dtype: f"of {op}")
-    fake = SimpleNamespace(model_runner=SimpleNamespace(dtype=torch.bfloat16))
-    assert "w4a16_linear of w4a16_linear" in worker.EfficientRolloutWorker._kernels(fake, "cuda")
+    assert kernel_table.chosen("cpu", torch.bfloat16) == dict.fromkeys(
+        (*ops, "softmax_rows", "draft_sample", "verify_chain"), "cpu"
+    )
+    monkeypatch.setattr(registry, "describe", lambda op, device, dtype: f"of {op} for {dtype}")
+    found = kernel_table.chosen("cuda", torch.bfloat16)
+    assert found["w4a16_linear"] == "of w4a16_linear for torch.bfloat16"
+    assert found["choose_seeded"] == "of choose_seeded for torch.float32"
 
 
 def test_the_first_ranks_table_serves_all(tmp_path: Path):
