@@ -4,8 +4,8 @@
     python scripts/compile_triton.py                 # one of every kernel, for sm_90a
     python scripts/compile_triton.py --all --arch 80 # every specialization
 
-A kernel that does not compile, or that spills at the launch options its module names, ends with exit code 1. Needs no
-GPU.
+A kernel that does not compile, or asks for more shared memory than a block has there at the launch options its module
+names, ends with exit code 1. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -29,29 +29,35 @@ OPS = (
     *("softmax_rows", "sample_rows", "draft_sample", "choose_seeded", "verify_chain"),
 )
 
+# KiB of shared memory that a block may have.
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 
-def options_of(module: Any, constexprs: dict[str, Any]) -> dict[str, Any]:
-    """Launch options of the module, if they depend on the specialization."""
+
+def options_of(module: Any, signature: dict[str, str], constexprs: dict[str, Any], arch: int) -> dict[str, Any]:
+    """Launch options: of the module, if they depend on the specialization."""
     choose = getattr(module, "compile_options", None)
-    return dict(choose(constexprs)) if choose else {}
+    return {"enable_fp_fusion": True} | (choose(signature, constexprs, SHARED[arch] << 10) if choose else {})
 
 
-def compile_one(kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], arch: int, options: Any) -> bytes:
+def compile_one(
+    kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], arch: int, options: Any
+) -> tuple[bytes, int]:
+    """The machine code, and the bytes of shared memory that a launch asks for."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_kernel
 
     # As a launch finds them: allocations and rows of real models are aligned to 16.
-    names = list(kernel.arg_names)
     attrs = {
-        (names.index(name),): [["tt.divisibility", 16]]
-        for name, kind in signature.items()
-        if name not in constexprs and (kind.startswith("*") or name.endswith("stride") or name in ("N", "K"))
+        (parameter.num,): [["tt.divisibility", 16]]
+        for parameter in kernel.params
+        if (name := parameter.name) not in constexprs
+        and (signature[name].startswith("*") or name.endswith("stride") or name in ("N", "K"))
+        and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attrs)
     made = compile_kernel(source, target=GPUTarget("cuda", arch, 32), options=options)
-    cubin: bytes = made.asm["cubin"]
-    return cubin
+    return made.asm["cubin"], made.metadata.shared
 
 
 def resources(cubin: bytes) -> str:
@@ -72,7 +78,7 @@ def resources(cubin: bytes) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", type=int, default=90, help="80, 90, 100")
+    parser.add_argument("--arch", type=int, default=90, choices=SHARED)
     parser.add_argument("--all", action="store_true", help="every specialization, not one of each kernel")
     parser.add_argument("--ops", default=",".join(OPS))
     args = parser.parse_args()
@@ -87,7 +93,11 @@ def main() -> int:
             seen.add(kernel.__name__)
             signature = {**signature, **dict.fromkeys(constexprs, "constexpr")}
             try:
-                found = resources(compile_one(kernel, signature, constexprs, args.arch, options_of(module, constexprs)))
+                options = options_of(module, signature, constexprs, args.arch)
+                cubin, shared = compile_one(kernel, signature, constexprs, args.arch, options)
+                if shared > SHARED[args.arch] << 10:
+                    raise MemoryError(f"{shared} bytes of shared memory, {SHARED[args.arch] << 10} at most")
+                found = f"{resources(cubin)} DYNAMIC:{shared}"
             except Exception as error:
                 found, failed = f"FAILED: {type(error).__name__}: {str(error).strip().splitlines()[-1]}", failed + 1
             print(f"{op:16s} {kernel.__name__:20s} {found}", flush=True)

@@ -23,8 +23,18 @@ namespace {
 constexpr bool kIsHalf = SGLANG_ER_IS_HALF;
 constexpr int kMostRows = 64;
 
-int64_t partial_values(const w4::Schedule& schedule, int rows) {
-  return schedule.splits == 1 ? 0 : int64_t{schedule.tiles} * schedule.splits * w4::kTileRows * rows;
+// Tiles of kCols rows of x that a launch computes: a power of two.
+int col_tiles_of(int64_t m) {
+  const int64_t rows = m < kMostRows ? m : kMostRows;
+  int col_tiles = 1;
+  while (col_tiles * mma::kCols < rows) col_tiles *= 2;
+  return col_tiles;
+}
+
+// fp32 sums that the splits leave for `m` rows of x; none if K is not cut.
+int64_t partials_of(const w4::Schedule& schedule, int64_t m) {
+  if (schedule.splits == 1) return 0;
+  return int64_t{schedule.tiles} * schedule.splits * w4::kTileRows * col_tiles_of(m) * mma::kCols;
 }
 
 template <int ColTiles>
@@ -64,14 +74,11 @@ void w4a16_linear(TensorView x, TensorView packed, TensorView scales_zeros, Opti
                     "bias must be contiguous, one value per output, of the dtype of x or float32");
   }
   const w4::Schedule schedule = w4::schedule(shape.rows, shape.cols);
-  const int64_t most_rows = x.size(0) < kMostRows ? x.size(0) : kMostRows;
-  int col_tiles = 1;
-  while (col_tiles * mma::kCols < most_rows) col_tiles *= 2;
   check_on(partials, device);
   check_on(counters, device);
   SGLANG_ER_CHECK(partials.IsContiguous() && is_type(partials, kDLFloat, 32) &&
                       aligned(partials.data_ptr(), 16) &&
-                      partials.numel() >= partial_values(schedule, col_tiles * mma::kCols),
+                      partials.numel() >= partials_of(schedule, x.size(0)),
                   "the workspace is too small");
   SGLANG_ER_CHECK(counters.IsContiguous() && is_type(counters, kDLInt, 32) &&
                       counters.numel() >= (schedule.splits == 1 ? 0 : schedule.tiles),
@@ -110,8 +117,11 @@ void w4a16_linear(TensorView x, TensorView packed, TensorView scales_zeros, Opti
   }
 }
 
-// Sizes of a workspace that serves every weight: fp32 values, counters.
-int64_t workspace_values() { return int64_t{w4::kMostParts} * w4::kTileRows * kMostRows; }
+// What a call needs for `m` rows of x and a weight [rows, cols]: fp32 sums.
+int64_t partial_values(int64_t rows, int64_t cols, int64_t m) {
+  return rows == 0 || m == 0 ? 0 : partials_of(w4::schedule(rows, cols), m);
+}
+// Counters that serve every weight.
 int64_t workspace_counters() { return w4::kMostParts; }
 
 // Which capture records what is launched now on torch's current stream of this tensor's device; 0 outside of
@@ -126,7 +136,7 @@ int64_t capture_id(TensorView x) {
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(w4a16_linear, w4a16_linear);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(workspace_values, workspace_values);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(partial_values, partial_values);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(workspace_counters, workspace_counters);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(capture_id, capture_id);
 

@@ -79,6 +79,7 @@ def _experts_cases(small: bool) -> list[Case]:
         made = [(tokens, qwen, 8, 128, BF16) for tokens in (1, 2, 7, 16, 64, 128, 300)]
         made += [(33, (176, 72, 5), 2, group, dtype) for group in (32, 64, 96) for dtype in (BF16, FP16, FP32)]
         made += [(150, (1040, 200, 3), 1, 128, BF16), (64, (2048, 768, 16), 8, 128, FP16)]
+        made += [(tokens, (3120, 1040, 2), 1, 128, dtype) for tokens in (1, 40) for dtype in (BF16, FP32)]
     named = [
         (f"T={t} {o}x{i} {n} experts, {k} each, g{g} {NAMES[d]}", partial(makers.w4a16_experts, t, (o, i, n), k, g, d))
         for t, (o, i, n), k, g, d in made

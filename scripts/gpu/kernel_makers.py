@@ -249,7 +249,7 @@ def paged_attention(
 def kv_shadow_store(
     tokens: int, kv_heads: int, head_dim: int, format: ShadowFormat, dtype: torch.dtype, draw: Draw
 ) -> Prepared:
-    """Slots that are not named keep their bytes."""
+    """Slots that are not named keep their bytes; numbers outside the pool are left out."""
     slots_in_all = 2 * tokens + 3
     keys, values = (draw.normal(slots_in_all, kv_heads, head_dim, dtype=dtype) for _ in range(2))
     slots = torch.randperm(slots_in_all, generator=draw.generator)[:tokens].to(draw.device)
@@ -262,9 +262,12 @@ def kv_shadow_store(
     (found, found_buffers), (truth, truth_buffers) = buffers
     _poison(*truth_buffers)
     kernels.kv_shadow_store(keys, values, slots, truth, implementation=REFERENCE)
+    outside = torch.tensor([-1, slots_in_all] if draw.device != "cpu" else [], dtype=torch.int64, device=draw.device)
+    named = torch.cat([slots, outside])
 
     def call(implementation: str) -> None:
         _poison(*found_buffers)
-        kernels.kv_shadow_store(keys, values, slots, found, implementation=implementation)
+        of = slots if implementation == REFERENCE else named
+        kernels.kv_shadow_store(keys, values, of, found, implementation=implementation)
 
     return Prepared(call, lambda: different(found_buffers, truth_buffers), 0.0)

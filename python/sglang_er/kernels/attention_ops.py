@@ -136,7 +136,8 @@ def kv_shadow_store(
     """Quantizes ``slots`` (int64) of one layer's pool into its shadow; ``kv_shadow.h`` has the formulas.
 
     Pool values must be finite: of a key or value that is not, scale and levels may be anything, but no fp8 code is
-    NaN. The flags that say which slots may be read are the caller's. A CPU's compiled kernels know no fp8.
+    NaN. Kernels of a GPU leave out slots that the pool does not have. The flags that say which slots may be read are
+    the caller's. A CPU's compiled kernels know no fp8.
     """
     _check_pool(keys, values)
     _check_int64("slots", slots, slots.shape[0] if slots.ndim == 1 else 0)

@@ -22,7 +22,7 @@ from sglang_er.kernels.reference.paged_attention import paged_attention
 from sglang_er.kernels.reference.quantize_pack import quantize_pack
 from sglang_er.kernels.reference.w4a16_experts import w4a16_experts
 from sglang_er.kernels.reference.w4a16_linear import w4a16_linear
-from sglang_er.kernels.self_test_draw import Draw, Function, near, poisoned
+from sglang_er.kernels.self_test_draw import Draw, Function, near, poisoned, reference_of
 
 _NOTHING_TRIED = "it takes none of the weights that it was to be tried with"
 
@@ -96,28 +96,37 @@ def _w4a16_linear(function: Function, draw: Draw) -> str | None:
                 continue
             tried = True
             function(x, packed, bias, poisoned(result))
-            w4a16_linear(x, packed, bias, truth)
+            reference_of(w4a16_linear, x, packed, bias, truth)
             if found := near(result, truth):
                 return f"{rows} rows: {found}"
     return None if tried else _NOTHING_TRIED
 
 
+# (experts, K, I, group) and who chooses whom, -1: another rank's. The second one's K takes several steps, of as many
+# buffers of shared memory as a kernel ever asks for: with few pairs of an expert, and with a large block of them.
+_MIXTURES: tuple[tuple[tuple[int, int, int, int], tuple[list[list[int]], ...]], ...] = (
+    ((3, 80, 72, 64), ([[1, 0]], [[1, 0], [-1, 1], [1, 2], *[[0, -1]] * 20], [[1, 1]] * 9)),
+    ((2, 3120, 16, 128), ([[1]], [[1], *[[0]] * 19])),
+)
+
+
 def _w4a16_experts(function: Function, draw: Draw) -> str | None:
-    count, outputs, inner = 3, 80, 72
-    gate_up, down = (
-        PackedWeight.empty(*size, 64, draw.dtype, draw.device)
-        for size in ((count * 2 * inner, outputs), (count * outputs, inner))
-    )
-    for weight in (gate_up, down):
-        quantize_pack(draw.normal(*weight.shape), False, weight)
-    for choices in ([[1, 0]], [[1, 0], [-1, 1], [1, 2], *[[0, -1]] * 20], [[1, 1]] * 9):  # -1: another rank's
-        experts = torch.tensor(choices, dtype=torch.int32, device=draw.device)
-        x, weights = draw.normal(len(choices), outputs), draw.normal(*experts.shape, dtype=torch.float32)
-        result, truth = torch.empty_like(x), torch.empty_like(x)
-        function(x, gate_up, down, experts, weights, poisoned(result))
-        w4a16_experts(x, gate_up, down, experts, weights, truth)
-        if found := near(result, truth):
-            return f"{len(choices)} rows: {found}"
+    for (count, outputs, inner, group), batches in _MIXTURES:
+        gate_up, down = (
+            PackedWeight.empty(*size, group, draw.dtype, draw.device)
+            for size in ((count * 2 * inner, outputs), (count * outputs, inner))
+        )
+        for weight in (gate_up, down):
+            quantize_pack(draw.normal(*weight.shape), False, weight)
+        for choices in batches:
+            experts = torch.tensor(choices, dtype=torch.int32, device=draw.device)
+            x = draw.normal(len(choices), outputs) * (80 / outputs) ** 0.5  # results that fp16 holds
+            weights = draw.normal(*experts.shape, dtype=torch.float32)
+            result, truth = torch.empty_like(x), torch.empty_like(x)
+            function(x, gate_up, down, experts, weights, poisoned(result))
+            reference_of(w4a16_experts, x, gate_up, down, experts, weights, truth)
+            if found := near(result, truth):
+                return f"{len(choices)} rows of {outputs}: {found}"
     return None
 
 
@@ -165,7 +174,7 @@ def _paged_attention(function: Function, draw: Draw) -> str | None:
         if not draw.serves(*shared, result):
             continue
         function(*shared, poisoned(result))
-        paged_attention(*shared, truth)
+        reference_of(paged_attention, *shared, truth)
         if found := near(result, truth):
             return f"{f'{copy.format} shadow' if copy else 'no shadow'}: {found}"
     return None

@@ -4,6 +4,7 @@ before, and how far a result may be from the reference."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +37,24 @@ class Draw:
 def poisoned(tensor: torch.Tensor) -> torch.Tensor:
     tensor.view(torch.uint8).fill_(_POISON)
     return tensor
+
+
+def reference_of(reference: Function, *arguments: Any) -> None:
+    """Into the last argument, a tensor, what the reference makes of the others, computed on the CPU: a server may have
+    put less exact products in the place of torch's on its GPU (deterministic inference: tf32 for fp32)."""
+    *inputs, out = arguments
+    truth = torch.empty_like(out, device="cpu")
+    reference(*map(_on_cpu, inputs), truth)
+    out.copy_(truth)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if is_dataclass(value) and not isinstance(value, type):
+        tensors = {field.name: _on_cpu(getattr(value, field.name)) for field in fields(value) if field.init}
+        return replace(value, **tensors)
+    return value
 
 
 def near(result: torch.Tensor, truth: torch.Tensor) -> str | None:

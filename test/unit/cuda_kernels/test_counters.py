@@ -63,15 +63,15 @@ class Library:
     def capture_id(self, x: torch.Tensor) -> int:
         return self.capture
 
-    def workspace_values(self) -> int:
-        return 256
+    def partial_values(self, rows: int, cols: int, m: int) -> int:
+        return 100 * rows + cols + m
 
     def workspace_counters(self) -> int:
         return 8
 
     def w4a16_linear(self, *arguments: object) -> None:
         partials, counters = arguments[-2:]
-        assert isinstance(partials, torch.Tensor) and partials.dtype == torch.float32 and partials.numel() == 256
+        assert isinstance(partials, torch.Tensor) and partials.dtype == torch.float32 and partials.numel() == 5059
         assert isinstance(counters, torch.Tensor) and counters.dtype == torch.int32 and not counters.any()
         self.counters.append(counters)
 

@@ -80,6 +80,17 @@ def test_a_library_loads_without_a_gpu_and_exports_its_functions(spec: Spec):
     assert all(callable(getattr(module, function)) for function in spec.functions)
 
 
+@pytest.mark.parametrize("name", ["w4a16_linear_bf16", "w4a16_linear_fp16"])
+def test_sums_of_splits_take_what_the_call_needs(name: str):
+    """None where K is not cut; by 8, 16, 32 or 64 rows of x, which more rows use again."""
+    values = loader.load(name, HOPPER).partial_values
+    assert values(152064, 3584, 64) == values(4096, 128, 8) == values(0, 4096, 8) == values(4096, 4096, 0) == 0
+    split = values(1536, 8960, 1)
+    assert split > 0 and split % (12 * 128 * 8) == 0  # 12 tiles of 128 outputs
+    by_rows = [values(1536, 8960, rows) // split for rows in (1, 8, 9, 16, 17, 32, 33, 64, 65, 256)]
+    assert by_rows == [1, 1, 2, 2, 4, 4, 8, 8, 8, 8]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "arch"), [(spec.name, arch) for spec in SPECS for arch in spec.archs if arch != HOPPER.name]

@@ -16,6 +16,7 @@ from sglang_er.kernels import MarlinWeight, PackedWeight, dequantize, formats, q
 from sglang_er.kernels.marlin import loader
 from sglang_er.kernels.marlin import quantize_pack as chunks
 from sglang_er.kernels.marlin import w4a16_linear as binding
+from sglang_er.kernels.marlin import workspace as workspaces
 from sglang_er.kernels.reference import marlin as reference
 
 MARLIN = "marlin"
@@ -318,7 +319,7 @@ def test_sglangs_module_is_where_it_is_looked_for():
         *("a", "b_q_weight", "b_scales", "global_scale_t", "b_zeros_t", "g_idx_t", "perm_t", "c", "c_tmp", "a_tmp"),
         *("workspace", "b_q_type.id", "is_k_full", "use_atomic_add", "use_fp32_reduce", "is_zp_float"),
     ]
-    assert source._MAX_THREAD_N == binding.MOST_BLOCK_COLS
+    assert source._MAX_THREAD_N == workspaces.MOST_BLOCK_COLS
 
 
 def test_an_sglang_without_it_is_one_line(monkeypatch):

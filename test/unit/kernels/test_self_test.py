@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_er.kernels import MarlinWeight, registry, self_test
+from sglang_er.kernels import MarlinWeight, PackedWeight, registry, self_test, self_test_sampling
+from sglang_er.kernels.self_test_draw import reference_of
 
 OPS = (
     "choose_seeded",
@@ -23,6 +24,8 @@ OPS = (
     "w4a16_experts",
     "w4a16_linear",
 )
+MANY_ROWS = 8  # from where Triton's kernels take larger tiles
+DRAFT_SIZES = self_test_sampling.draft_sizes
 DTYPES = {"sample_rows": (torch.float32,), "verify_chain": (torch.float32,)}
 
 
@@ -35,6 +38,42 @@ def test_what_works_passes(op: str):
     for entry in implementations(op):
         for dtype in DTYPES.get(op, (torch.bfloat16, torch.float32)):
             assert self_test.problem(op, entry.function, "cpu", dtype, entry.serves) is None, entry.name
+
+
+def test_a_draw_of_a_gpus_sizes_passes(monkeypatch: pytest.MonkeyPatch):
+    """Interpreted kernels: as many rows, of fewer blocks."""
+    rows, size = DRAFT_SIZES("cuda:0")
+    assert rows > MANY_ROWS
+    for entry in implementations("draft_sample"):
+        sizes = (rows, 2500 if entry.name == "triton" else size)
+        monkeypatch.setattr(self_test_sampling, "draft_sizes", lambda _, sizes=sizes: sizes)
+        for dtype in (torch.bfloat16, torch.float32):
+            assert self_test.problem("draft_sample", entry.function, "cpu", dtype, entry.serves) is None, entry.name
+
+
+def test_what_a_draw_leaves_behind_is_seen_by_the_next():
+    """As of counters that are not set back: the same call a second time."""
+    function, calls = registry.resolve("draft_sample", "cpu", torch.float32, "reference").function, []
+
+    def wrong(*arguments: Any) -> None:
+        function(*arguments)
+        calls.append(arguments[0])
+        if len(calls) % 2 == 0:
+            arguments[-2][0] += 1
+
+    assert "drew" in (self_test.problem("draft_sample", wrong, "cpu", torch.float32) or "") and len(calls) == 2
+
+
+def test_products_of_many_steps_are_tried_with_few_rows_and_with_many():
+    """Those that ask for the most shared memory."""
+    for rows in (1, 20):
+
+        def wrong(*arguments: Any, rows: int = rows) -> None:
+            if arguments[0].shape[0] == rows and arguments[0].shape[1] > 2048:
+                raise RuntimeError("out of resource: shared memory")
+            registry.resolve("w4a16_experts", "cpu", torch.float32, "reference").function(*arguments)
+
+        assert "shared memory" in (self_test.problem("w4a16_experts", wrong, "cpu", torch.float32) or "")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -109,3 +148,15 @@ def test_an_error_is_a_problem_with_its_reason():
         raise RuntimeError("first line\nno kernel image is available")
 
     assert self_test.problem("dequantize", broken, "cpu", torch.float32) == "RuntimeError: no kernel image is available"
+
+
+def test_the_truth_is_made_of_copies_on_the_processor():
+    """Products on a GPU may be less exact than the kernel that is tried."""
+    weight, out, seen = PackedWeight.empty(16, 64, 32), torch.zeros(2, 2), []
+
+    def reference(x: torch.Tensor, packed: PackedWeight, scale: float, result: torch.Tensor) -> None:
+        seen.append((packed.packed.device.type, packed.shape, scale))
+        result.copy_(x * scale)
+
+    reference_of(reference, torch.ones(2, 2), weight, 3.0, out)
+    assert seen == [("cpu", (16, 64), 3.0)] and out.tolist() == [[3.0, 3.0]] * 2

@@ -30,3 +30,8 @@ def test_one_of_each_kernel_for_sm_90a():
 @pytest.mark.parametrize("arch", ["80", "90", "100"])
 def test_every_specialization(arch: str):
     assert len(compiled("--all", "--arch", arch)) > 100
+
+
+@pytest.mark.full
+def test_products_fit_into_the_shared_memory_of_small_gpus():
+    assert len(compiled("--all", "--arch", "120", "--ops", "w4a16_linear,w4a16_experts")) > 40

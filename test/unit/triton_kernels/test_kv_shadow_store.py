@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,6 +95,24 @@ def test_any_number_of_slots(count):
     triton_store.kv_shadow_store(keys, values, slots, part)
     for name in PARTS:
         assert torch.equal(getattr(part, name)[slots].view(torch.uint8), getattr(whole, name)[slots].view(torch.uint8))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_slots_outside_the_pool_are_left_out(format):
+    """Padding of a batch: nothing is read nor written there, before, behind or in the pool."""
+    keys = random_pool(3, 24, 2, 64, torch.bfloat16, strided=True)
+    values = random_pool(4, 24, 2, 64, torch.bfloat16, strided=True)
+    # The kernel is given the middle of all: what it does outside would be seen, or read as NaN.
+    inner = slice(4, 20)
+    whole, expected = poisoned(24, 2, 64, 64, format), poisoned(16, 2, 64, 64, format)
+    shadow = replace(whole, **{name: getattr(whole, name)[inner] for name in PARTS})
+    slots = torch.tensor([3, -1, 0, 16, -4, 15, 19, 1 << 40, -(1 << 40), 7])
+    triton_store.kv_shadow_store(keys[inner], values[inner], slots, shadow)
+    reference.kv_shadow_store(keys[inner], values[inner], torch.tensor([3, 0, 15, 7]), expected)
+    for name in PARTS:
+        found = getattr(whole, name).view(torch.uint8)
+        assert (found[:4] == 0xAA).all() and (found[20:] == 0xAA).all(), name
+        assert torch.equal(found[inner], getattr(expected, name).view(torch.uint8)), name
 
 
 @pytest.mark.parametrize(("head_dim", "block"), [(64, 64), (128, 128), (96, 32), (160, 32), (256, 256)])

@@ -11,7 +11,7 @@ from sglang_er.kernels import PackedWeight
 from sglang_er.kernels.reference import quantize_pack
 from sglang_er.kernels.reference import w4a16_linear as reference
 from sglang_er.kernels.triton import w4a16_linear as module
-from sglang_er.kernels.triton.w4a16_linear import split_steps, w4a16_linear
+from sglang_er.kernels.triton.w4a16_linear import row_block, split_steps, w4a16_linear
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 # Error allowed per output: fp32 accumulation relative to sum_k |x_k| (15 scale + |zero|), plus one rounding of the
@@ -161,6 +161,55 @@ def test_row_that_is_not_finite_stays_alone(value, dtype):
     assert not out[2].isfinite().any()
     out[2] = expected[2]
     assert torch.equal(out, expected)
+
+
+# Of shared memory, what a program may have: capabilities 7.5, 8.6 / 8.9 / 12.0, 8.0, 9.0.
+TURING, ADA, AMPERE, HOPPER = (kilobytes << 10 for kilobytes in (64, 99, 163, 227))
+
+
+@pytest.mark.parametrize(
+    ("block_m", "dtype", "stages"),
+    [
+        (8, torch.bfloat16, (2, 4, 4, 4)),
+        (16, torch.float16, (2, 3, 3, 3)),
+        (32, torch.bfloat16, (1, 2, 3, 3)),
+        (16, torch.float32, (1, 1, 2, 3)),
+    ],
+)
+def test_a_program_has_as_many_stages_as_its_shared_memory_holds(block_m, dtype, stages):
+    """With the bytes that the compiler says (compile_triton.py, of sm_90): 2 to 4 stages at groups of 128."""
+    measured = {
+        (8, 2): (33792, 66560, 99328),
+        (16, 2): (50176, 99328, 148480),
+        (32, 2): (82944, 164864, 246784),
+        (16, 4): (114688, 196608, 278528),
+    }[block_m, dtype.itemsize]
+    most = row_block(block_m, dtype)[1]
+    for limit, expected in zip((TURING, ADA, AMPERE, HOPPER), stages, strict=True):
+        assert module.stages_within(limit, most, block_m, 128, dtype.itemsize) == expected
+    for count, size in zip((2, 3, 4), measured):
+        assert module.stages_within(size, 4, block_m, 128, dtype.itemsize) == count
+        assert module.stages_within(size - 1, 4, block_m, 128, dtype.itemsize) == count - 1
+
+
+def test_stages_of_other_groups():
+    """Chunks of 64 inputs have half the buffers; groups above 128 have those of 128."""
+    assert module.stages_within(ADA, 3, 32, 64, 2) == 3 == module.stages_within(82944, 3, 32, 64, 2)
+    assert module.stages_within(82943, 3, 32, 64, 2) == 2
+    assert module.stages_within(ADA, 3, 32, 1024, 2) == module.stages_within(ADA, 3, 32, 128, 2) == 2
+
+
+def test_what_is_compiled_ahead_has_the_stages_of_launches():
+    for kernel, signature, constants in module.SPECS:
+        if kernel is module.linear_kernel and constants["GROUP"] == 128:
+            dtype = {"*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32}[signature["x"]]
+            block_m, most = row_block(constants["BLOCK_M"], dtype)
+            for limit in (ADA, HOPPER):
+                options = module.compile_options(signature, constants, limit)
+                assert options == {
+                    "num_warps": module.SLOTS,
+                    "num_stages": module.stages_within(limit, most, block_m, 128, dtype.itemsize),
+                }
 
 
 @pytest.mark.parametrize("size", [1e-39, 1e30])

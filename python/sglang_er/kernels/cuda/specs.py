@@ -37,7 +37,7 @@ class Arch:
         return f"sm_{self.name}"
 
 
-_LINEAR_FUNCTIONS = ("w4a16_linear", "workspace_values", "workspace_counters", "capture_id")
+_LINEAR_FUNCTIONS = ("w4a16_linear", "partial_values", "workspace_counters", "capture_id")
 # Weights go to shared memory 16 bytes at a time and past L1; products are made by the tensor cores.
 _LINEAR_CLAIMS = (("w4a16_linear_kernel", (r"LDGSTS\.E\.\S*BYPASS\S*128", r"HMMA\.16816", r"LDSM\.16\.M88\.4")),)
 

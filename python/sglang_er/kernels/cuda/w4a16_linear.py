@@ -37,18 +37,19 @@ def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
             f"w4a16_linear: the CUDA kernel does not serve {x.dtype} [{x.shape[0]}, ...] on {x.device} "
             f"with groups of {weight.group_size}"
         )
-    library, counters, partial_values = _prepared(_LIBRARIES[x.dtype], x.device)
+    library, counters = _prepared(_LIBRARIES[x.dtype], x.device)
     stream = torch.cuda.current_stream(x.device).cuda_stream
     own = counters.of(x.device, stream, library.capture_id(x))
-    # From the caching allocator each time: what a captured graph uses then belongs to that graph, and a stream's memory
-    # is not handed to another stream while this call runs.
-    partials = torch.empty(partial_values, dtype=torch.float32, device=x.device)
+    # Sums of splits, if there are any. From the caching allocator each time: what a captured graph uses then belongs to
+    # that graph, and a stream's memory is not handed to another stream while this call runs.
+    values = library.partial_values(weight.out_features, weight.in_features, x.shape[0])
+    partials = torch.empty(values, dtype=torch.float32, device=x.device)
     library.w4a16_linear(x, weight.packed, weight.scales_zeros, bias, out, weight.group_size, partials, own)
 
 
 @functools.cache
-def _prepared(name: str, device: torch.device) -> tuple[Any, Counters, int]:
-    """The library, its counters, and how many fp32 sums of splits a call needs room for, whatever the weight."""
+def _prepared(name: str, device: torch.device) -> tuple[Any, Counters]:
+    """The library and its counters."""
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("w4a16_linear: call it once before a CUDA graph is captured, its library is loaded then")
     library = loader.module(name, device)
@@ -56,4 +57,4 @@ def _prepared(name: str, device: torch.device) -> tuple[Any, Counters, int]:
     def zeros(of: torch.device) -> torch.Tensor:
         return torch.zeros(library.workspace_counters(), dtype=torch.int32, device=of)
 
-    return library, Counters(zeros), library.workspace_values()
+    return library, Counters(zeros)

@@ -9,12 +9,12 @@ import torch
 
 from sglang_er.kernels.base import HALF_DTYPES
 from sglang_er.kernels.marlin import loader
+from sglang_er.kernels.marlin.workspace import Workspace
 from sglang_er.kernels.marlin_weight import MarlinWeight, QuantizedWeight
 
 # SGLang's number for unsigned 4-bit levels with zero points of their own (its scalar_type.hpp, kU4): the mantissa's
 # bits from 8 on, from 50 on that it may have IEEE NaNs.
 UINT4 = 4 << 8 | 1 << 50
-MOST_BLOCK_ROWS, MOST_BLOCK_COLS = 64, 256
 
 
 def serves(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor) -> bool:
@@ -31,16 +31,17 @@ def serves(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, 
 def w4a16_linear(x: torch.Tensor, weight: MarlinWeight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     if not serves(x, weight, bias, out):
         raise TypeError(f"w4a16_linear: Marlin does not serve {x.dtype} on {x.device} with a {type(weight).__name__}")
-    function, partials, locks, empty = _prepared(x.dtype, x.device)
+    function, workspace, empty = _prepared(x.dtype, x.device)
     # 16 bytes at a time from x, and no room between the rows of its result.
     x = x if x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
     dense = out.is_contiguous() and out.data_ptr() % 16 == 0
     result = out if dense else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-    function(
-        *(x, weight.packed, weight.placed_scales, empty[0], weight.placed_zeros, empty[1], empty[1]),
-        *(result, partials, empty[0], locks, UINT4),
-        *(True, False, True, False),  # all of K; no atomic sums, whose order is not fixed; fp32 sums; integer zeros
-    )
+    with workspace.turn(x.device):
+        function(
+            *(x, weight.packed, weight.placed_scales, empty[0], weight.placed_zeros, empty[1], empty[1]),
+            *(result, workspace.partials, empty[0], workspace.locks, UINT4),
+            *(True, False, True, False),  # all of K; no atomic sums, whose order is not fixed; fp32 sums; integer zeros
+        )
     if bias is not None:
         result += bias
     if not dense:
@@ -48,17 +49,11 @@ def w4a16_linear(x: torch.Tensor, weight: MarlinWeight, bias: torch.Tensor | Non
 
 
 @functools.cache
-def _prepared(
-    dtype: torch.dtype, device: torch.device
-) -> tuple[Any, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """The function, its workspace (fp32 sums of splits; locks, which every launch leaves at zero), and what stands for
-    arguments that it does without. One for all weights, kept for good, as CUDA graphs hold its address. Calls that
-    share it must not overlap: they belong on one stream at a time."""
+def _prepared(dtype: torch.dtype, device: torch.device) -> tuple[Any, Workspace, tuple[torch.Tensor, torch.Tensor]]:
+    """The function, its workspace, and what stands for arguments that it does without. One for all weights, kept for
+    good, as CUDA graphs hold its address."""
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("w4a16_linear: call it once before a CUDA graph is captured, its workspace is made then")
     function = loader.module(dtype).gptq_marlin_gemm
-    blocks = torch.cuda.get_device_properties(device).multi_processor_count
-    partials = torch.empty(blocks * MOST_BLOCK_ROWS * MOST_BLOCK_COLS, dtype=torch.float32, device=device)
-    locks = torch.zeros(blocks, dtype=torch.int32, device=device)
     none = torch.empty(0, dtype=dtype, device=device), torch.empty(0, dtype=torch.int32, device=device)
-    return function, partials, locks, none
+    return function, Workspace.of(device), none

@@ -47,7 +47,7 @@ def hashed(seed, position, columns):
     return state ^ (state >> 16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperatures", "seeds", "positions", "tokens"])
 def _choose(
     logits,
     temperatures,
@@ -95,6 +95,7 @@ def choose_seeded(
         BLOCK=BLOCK,
         BLOCKS=triton.next_power_of_2(blocks),
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
 
 

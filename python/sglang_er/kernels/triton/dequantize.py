@@ -88,6 +88,7 @@ def dequantize(weight: PackedWeight, out: torch.Tensor) -> None:
         groups,
         **sizes,
         num_warps=4,
+        enable_fp_fusion=True,
     )
 
 

@@ -19,20 +19,20 @@ import triton
 import triton.language as tl
 
 from sglang_er.kernels.triton.arrival import arrives_last
-from sglang_er.kernels.triton.draft_sample_threshold import FILTERS, LAST_WAYS, SHIFTS, WAYS, is_limited, narrow
+from sglang_er.kernels.triton.draft_sample_threshold import FILTERS, LAST_WAYS, SHIFTS, VIEWS, WAYS, is_limited, narrow
 from sglang_er.kernels.triton.draft_sample_threshold import SPECS as _NARROW
 from sglang_er.kernels.triton.sample_rows import first_above
 from sglang_er.kernels.triton.softmax_rows import BLOCK, MANY_ROWS, NUM_WARPS, TILE, join, measure
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperatures"])
 def _measure(logits, temperatures, tops, sums, arrived, logits_row, blocks, size, BLOCK: tl.constexpr):
     row, block = tl.program_id(0), tl.program_id(1)
     measure(logits, temperatures, tops, sums, row, block, logits_row, blocks, size, BLOCK)
     tl.store(arrived + row, 0, mask=block == 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=[*VIEWS, "weighed", "coins", "tokens"])
 def _finish(
     logits,
     temperatures,
@@ -106,10 +106,12 @@ def draft_sample(
     blocks, tile_blocks = triton.cdiv(size, BLOCK), TILE // BLOCK if rows >= MANY_ROWS else 1
     tops = torch.empty((rows, blocks), dtype=torch.float32, device=device)
     sums, weighed = torch.empty((2, rows, blocks), dtype=torch.float64, device=device)
+    # Wherever the number of rows puts them (VIEWS): kernels do not ask for their alignment.
     arrived, floors, ways, above_counts = torch.empty((4, rows), dtype=torch.int32, device=device)
     above_masses, totals = torch.empty((2, rows), dtype=torch.float64, device=device)
     sizes = (logits.stride(0), blocks, size)
-    _measure[(rows, blocks)](*(logits, temperatures, tops, sums, arrived, *sizes), BLOCK=BLOCK, num_warps=NUM_WARPS)
+    launch: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
+    _measure[(rows, blocks)](*(logits, temperatures, tops, sums, arrived, *sizes), BLOCK=BLOCK, **launch)
     # A filter that is not there is not read; its place is taken by the temperatures.
     columns = [temperatures if column is None else column for column in (top_ks, top_ps, min_ps)]
     options: dict[str, Any] = {
@@ -118,7 +120,7 @@ def draft_sample(
         "MIN_P": min_ps is not None,
         "BLOCK": BLOCK,
         "BLOCKS": triton.next_power_of_2(blocks),
-        "num_warps": NUM_WARPS,
+        **launch,
     }
     if top_ks is not None or top_ps is not None or min_ps is not None:
         counts = torch.empty((rows, blocks, WAYS), dtype=torch.int32, device=device)

@@ -25,6 +25,8 @@ WAYS = 16
 # Bits below those that a launch decides. The key of 1.0 is below 2^30.
 SHIFTS = (26, 22, 18, 14, 10, 6, 2, 0)
 LAST_WAYS = 4
+# Arguments with a value a row, wherever they lie: one variant of a kernel serves any number of rows.
+VIEWS = ("temperatures", "top_ks", "top_ps", "min_ps", "floors", "totals")
 
 _LAST_WAYS = tl.constexpr(LAST_WAYS)
 _STRIDE = tl.constexpr(WAYS)
@@ -92,6 +94,7 @@ def _decide(
     if MIN_P:
         fails = fails | (candidate < tl.load(min_ps + row).to(tl.int32, bitcast=True))
     found = tl.max(tl.where(fails, way, 0), axis=0)
+    tl.debug_barrier()  # all threads have read what is overwritten here
     tl.store(floors + row, floor + (found << shift))
     tl.store(ways + row, found)
     # Up to the upper end of the interval nothing more is asked: the last way has what lay above the old one.
@@ -106,7 +109,7 @@ def _at(values, place):
     return tl.sum(tl.where(tl.arange(0, values.shape[0]) == place, values, 0), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=[*VIEWS, "ways", "above_counts", "above_masses"])
 def narrow(
     logits,
     temperatures,
@@ -164,6 +167,8 @@ def narrow(
                 above = keys >= floor + (step << shift)
                 count = tl.where(way == step, tl.sum(above.to(tl.int32), axis=0), count)
                 mass = tl.where(way == step, tl.sum(tl.where(above, powers, 0.0), axis=0), mass)
+        # All threads have read what the last launch left there, and so agree on `here`, before it is overwritten.
+        tl.debug_barrier()
         tl.store(counts + place + way, count)
         tl.store(masses + place + way, mass)
         if arrives_last(arrived, row, blocks):

@@ -4,7 +4,8 @@
 # and rounded; values of int4 are loaded as the two halves of every 32 dimensions, whose levels share a byte. All
 # levels and scales equal the reference's bit for bit: true division, no fused multiply-add, ties to even.
 # Bound by memory traffic: it reads (head_dim + value_dim) * 2 bytes a row and writes a quarter of that (int4). Decode
-# steps store a few hundred rows, where a launch is all that counts.
+# steps store a few hundred rows, where a launch is all that counts. A slot outside the pool is left out, since the host
+# cannot look at the list.
 #
 # mypy: allow-incomplete-defs
 from __future__ import annotations
@@ -39,12 +40,16 @@ def kv_shadow_store(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tenso
         shadow.key_scales,
         shadow.value_scales,
         rows,
+        keys.shape[0],
         keys.stride(0),
         values.stride(0),
         **_constants(keys.shape[1], head_dim, value_dim, shadow.format),
-        num_warps=_WARPS,
-        enable_fp_fusion=False,
+        **compile_options(),
     )
+
+
+def compile_options(*_: Any) -> dict[str, Any]:
+    return {"num_warps": _WARPS, "enable_fp_fusion": False}
 
 
 def _constants(kv_heads: int, head_dim: int, value_dim: int, format: ShadowFormat) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def _constants(kv_heads: int, head_dim: int, value_dim: int, format: ShadowForma
     }
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "pool_slots"])
 def _store_kernel(
     keys,
     values,
@@ -72,6 +77,7 @@ def _store_kernel(
     key_scales,
     value_scales,
     rows,
+    pool_slots,
     key_stride,
     value_stride,
     KV_HEADS: tl.constexpr,
@@ -88,6 +94,7 @@ def _store_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     used = row < rows
     slot = tl.load(slots + row // KV_HEADS, mask=used, other=0)
+    used = used & (slot >= 0) & (slot < pool_slots)
     head = row % KV_HEADS
     shadow_row = slot * KV_HEADS + head  # of the scales; levels lie in the same order
     key_rows = keys + slot * key_stride + head * HEAD_DIM
@@ -169,7 +176,7 @@ def _levels(x, scale, SHIFT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr
 
 
 _POINTERS = {"slots": "*i64", "key_scales": "*bf16", "value_scales": "*bf16"}
-_INTEGERS = dict.fromkeys(("rows", "key_stride", "value_stride"), "i32")
+_INTEGERS = dict.fromkeys(("rows", "pool_slots", "key_stride", "value_stride"), "i32")
 
 
 def _spec(format: ShadowFormat, kv_heads: int, dim: int) -> tuple[Any, dict[str, str], dict[str, Any]]:

@@ -153,10 +153,10 @@ def constants(group_size: int, clip_search: bool) -> dict[str, int | bool]:
     return {**tile, "CLIP_SEARCH": clip_search}
 
 
-def compile_options(constexprs: dict[str, Any]) -> dict[str, int]:
+def compile_options(_: dict[str, str], constexprs: dict[str, Any], __: int = 0) -> dict[str, Any]:
     """Warps, so that a thread holds at most 64 weights; half as many while it also holds their units."""
     many = constexprs["GROUP"] > 512
-    return {"num_warps": (16 if constexprs["CLIP_SEARCH"] else 8) if many else 4}
+    return {"num_warps": (16 if constexprs["CLIP_SEARCH"] else 8) if many else 4, "enable_fp_fusion": False}
 
 
 def quantize_pack(weight: torch.Tensor, clip_search: bool, out: PackedWeight) -> None:
@@ -172,7 +172,7 @@ def quantize_pack(weight: torch.Tensor, clip_search: bool, out: PackedWeight) ->
         weight.stride(0),
         groups,
         **sizes,
-        **compile_options(sizes),
+        **compile_options({}, sizes),
     )
 
 

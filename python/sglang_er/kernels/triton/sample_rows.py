@@ -79,7 +79,7 @@ def _rows(p, q, offsets, row, p_row, p_step, q_row, q_step, width, SUBTRACT: tl.
     return p + row * p_row, p + row * p_row, row < 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "rows"], do_not_specialize_on_alignment=["offsets"])
 def _weigh(
     p,
     q,
@@ -101,7 +101,7 @@ def _weigh(
     store_sums(p, q, subtracting, sums, row, rows, block, blocks, size, BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "rows"], do_not_specialize_on_alignment=["offsets", "coins", "out"])
 def _pick(
     p,
     q,
@@ -142,7 +142,8 @@ def sample_rows(
     if subtract is not None:
         p_step = weights.stride(1)
         q_row, q_step, width = subtract.stride(0), subtract.stride(1), subtract.shape[1]
-    shared: dict[str, Any] = {"SUBTRACT": subtract is not None, "BLOCK": BLOCK, "num_warps": NUM_WARPS}
+    shared: dict[str, Any] = {"SUBTRACT": subtract is not None, "BLOCK": BLOCK}
+    shared |= {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
     sources = (weights, weights if subtract is None else subtract, coins if offsets is None else offsets, sums)
     sizes = (weights.stride(0), p_step, q_row, q_step, width, rows, blocks, size)
     _weigh[(rows, blocks)](*sources, *sizes, **shared)

@@ -24,6 +24,8 @@ BLOCK = 1024
 NUM_WARPS = 4
 TILE = 4096
 MANY_ROWS = 8
+# Kernels of this package are compiled for what gives wide loads and stores, and not again for what changes from call to
+# call: the number of rows, and where columns of a value a row begin, which are views of larger buffers.
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -63,13 +65,13 @@ def join(temperatures, tops, sums, row, blocks, BLOCKS: tl.constexpr):
     return top, scale, tl.sum(sums * tl.exp2((tops - top) * scale).to(tl.float64), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperatures"])
 def _measure(logits, temperatures, tops, sums, logits_row, blocks, size, BLOCK: tl.constexpr):
     row, block = tl.program_id(0), tl.program_id(1)
     measure(logits, temperatures, tops, sums, row, block, logits_row, blocks, size, BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperatures"])
 def _normalize(
     logits,
     temperatures,
@@ -101,13 +103,17 @@ def softmax_rows(logits: torch.Tensor, temperatures: torch.Tensor, out: torch.Te
     sums = torch.empty((rows, blocks), dtype=torch.float64, device=logits.device)
     tile = TILE if rows >= MANY_ROWS else BLOCK
     _measure[(rows, blocks)](
-        logits, temperatures, tops, sums, logits.stride(0), blocks, size, BLOCK=BLOCK, num_warps=NUM_WARPS
+        *(logits, temperatures, tops, sums, logits.stride(0), blocks, size),
+        BLOCK=BLOCK,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
     _normalize[(rows, triton.cdiv(size, tile))](
         *(logits, temperatures, tops, sums, out, logits.stride(0), out.stride(0), blocks, size),
         TILE=tile,
         BLOCKS=triton.next_power_of_2(blocks),
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
 
 

@@ -19,7 +19,10 @@ from sglang_er.kernels.triton.arrival import arrives_last, counters
 from sglang_er.kernels.triton.sample_rows import BLOCK, NUM_WARPS, draw, store_sums
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["drafts_row", "coins_row", "tokens_row", "gamma", "rows"],
+    do_not_specialize_on_alignment=["drafts", "accept_coins", "resample_coins", "tokens", "accept_lens"],
+)
 def _verify(
     p,
     q,
@@ -89,6 +92,7 @@ def verify_chain(
         BLOCK=BLOCK,
         BLOCKS=triton.next_power_of_2(blocks),
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
 
 

@@ -29,14 +29,16 @@ import triton.language as tl
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.triton.rounding import store_rounded
 from sglang_er.kernels.triton.w4_tile import INTERPRETED, SLOTS, chunk_words, steps_of, tile_product
-from sglang_er.kernels.triton.w4a16_linear import BLOCK_N, row_block
+from sglang_er.kernels.triton.w4a16_linear import BLOCK_N, row_block, shared_bytes, stages_within
+from sglang_er.kernels.triton.w4a16_linear import compile_options as linear_options
 
 COMBINE_BLOCK = 512
 _MOST_PAIRS = 1024  # of a step of the plan
 _PLAN_WARPS = 4
+_ALIGNED = 4  # integers: 16 bytes, which kernels are compiled for
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "most_blocks"], do_not_specialize_on_alignment=["experts"])
 def plan_kernel(
     experts: tl.tensor,
     cursors: tl.tensor,
@@ -87,7 +89,7 @@ def plan_kernel(
         tl.store(order + place, pair, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most_blocks"])
 def product_kernel(
     x: tl.tensor,
     packed: tl.tensor,
@@ -154,7 +156,7 @@ def product_kernel(
         tl.store(to_row + n[:, None], result, mask=n_live[:, None] & m_live[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["experts", "weights"])
 def combine_kernel(
     results: tl.tensor,
     experts: tl.tensor,
@@ -189,7 +191,7 @@ def most_blocks(pairs: int, count: int, block_m: int) -> int:
 
 
 def block_of(pairs: int, count: int, dtype: torch.dtype) -> tuple[int, int]:
-    """(BLOCK_M, stages): room for twice the mean of an expert, as few have more."""
+    """(BLOCK_M, stages at most): room for twice the mean of an expert, as few have more."""
     return row_block(triton.cdiv(2 * pairs, count), dtype)
 
 
@@ -209,17 +211,18 @@ def w4a16_experts(
 ) -> None:
     (tokens, outputs), choices, inner = x.shape, experts.shape[1], down.in_features
     pairs, count = tokens * choices, down.out_features // outputs
-    block_m, stages = block_of(pairs, count, x.dtype)
+    block_m, most = block_of(pairs, count, x.dtype)
     grid_blocks = most_blocks(pairs, count, block_m)
     plan = plan_constants(pairs, count, block_m)
-    cursors, order, blocks = torch.empty(
-        plan["BINS"] + pairs + 3 * grid_blocks, dtype=torch.int32, device=x.device
-    ).split((plan["BINS"], pairs, 3 * grid_blocks))
+    parts = plan["BINS"], triton.cdiv(pairs, _ALIGNED) * _ALIGNED, 3 * grid_blocks
+    cursors, order, blocks = torch.empty(sum(parts), dtype=torch.int32, device=x.device).split(parts)
     plan_kernel[(1,)](
         *(experts, cursors, order, blocks, pairs, choices, experts.stride(0), count, grid_blocks),
         **plan,
         num_warps=_PLAN_WARPS,
+        enable_fp_fusion=True,
     )
+    room = shared_bytes(x.device)
     hidden = torch.empty((pairs, inner), dtype=x.dtype, device=x.device)
     results = torch.empty((pairs, outputs), dtype=torch.float32, device=x.device)
     for source, weight, target, rows, of in (
@@ -238,13 +241,15 @@ def w4a16_experts(
             GATED=target is hidden,
             EMULATED=INTERPRETED,
             num_warps=SLOTS,
-            num_stages=min(stages, steps + 1),
+            num_stages=min(steps + 1, stages_within(room, most, block_m, weight.group_size, x.itemsize)),
+            enable_fp_fusion=True,
         )
     combine_kernel[(tokens * triton.cdiv(outputs, COMBINE_BLOCK),)](
         *(results, experts, weights, out, outputs, choices, count),
         *(experts.stride(0), weights.stride(0), out.stride(0)),
         BLOCK=COMBINE_BLOCK,
         EMULATED=INTERPRETED,
+        enable_fp_fusion=True,
     )
 
 
@@ -274,10 +279,9 @@ def _combine_spec(dtype: torch.dtype) -> tuple[Any, dict[str, str], dict[str, An
     return combine_kernel, signature | dict.fromkeys(sizes, "i32"), {"BLOCK": COMBINE_BLOCK, "EMULATED": False}
 
 
-def compile_options(constants: dict[str, Any]) -> dict[str, int]:
-    if "GATED" in constants:
-        return {"num_warps": SLOTS, "num_stages": 3 if constants["GATED"] else 2}
-    return {"num_warps": _PLAN_WARPS}
+def compile_options(signature: dict[str, str], constants: dict[str, Any], shared: int) -> dict[str, Any]:
+    """As launches have them on a GPU with `shared` bytes of shared memory a program."""
+    return linear_options(signature, constants, shared) if "GATED" in constants else {"num_warps": _PLAN_WARPS}
 
 
 SPECS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [

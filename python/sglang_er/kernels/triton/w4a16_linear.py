@@ -10,6 +10,7 @@ and share it in L2), so the goal is sustained read bandwidth; x is read again by
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ _MULTIPROCESSORS = 132  # H100, H200; fixed, so that other GPUs split alike
 _MIN_STEPS = 2  # a shorter split saves less than the second launch costs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def linear_kernel(
     x: tl.tensor,
     packed: tl.tensor,
@@ -114,7 +115,7 @@ def split_steps(out_features: int, in_features: int, group_size: int) -> tuple[i
 
 
 def row_block(rows: int, dtype: torch.dtype) -> tuple[int, int]:
-    """(BLOCK_M, stages). All but one of the stages have a buffer of 16 KiB of weight and up to 64 KiB of x.
+    """(BLOCK_M, stages at most: `stages_within`).
 
     A tensor core adds in one order whatever the tile; the order of a plain fp32 product is the compiler's choice for
     each tile, so fp32 has one.
@@ -126,10 +127,36 @@ def row_block(rows: int, dtype: torch.dtype) -> tuple[int, int]:
     return (16, 3) if rows <= 16 else (32, 3)
 
 
+def stages_within(limit: int, most: int, block_m: int, group_size: int, itemsize: int) -> int:
+    """How many stages, of `most`, a program with `limit` bytes of shared memory has room for. All but one of them have
+    a buffer of up to 16 KiB of weight and 64 KiB of x; plain fp32 products lay their operands out anew beside it."""
+    words = chunk_words(group_size)
+    buffer = SLOTS * words * (4 * BLOCK_N + 8 * itemsize * block_m)
+    beside = 32768 if itemsize == 4 else 1024
+    return max(1, min(most, 1 + (limit - beside) // buffer))
+
+
+@functools.cache
+def shared_bytes(device: torch.device) -> int:
+    """Of shared memory that a program may have there; what interprets kernels has none and needs none."""
+    if device.type != "cuda":
+        return 1 << 20
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+def compile_options(signature: dict[str, str], constants: dict[str, Any], shared: int) -> dict[str, Any]:
+    """As launches have them on a GPU with `shared` bytes; those of fewer steps than stages may take less."""
+    if "BLOCK_M" not in constants:
+        return {}
+    dtype = next(dtype for dtype, name in _NAMES.items() if signature["x"] == f"*{name}")
+    block_m, most = row_block(constants["BLOCK_M"], dtype)
+    return {"num_warps": SLOTS, "num_stages": stages_within(shared, most, block_m, constants["GROUP"], dtype.itemsize)}
+
+
 def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     rows, (outputs, inputs) = x.shape[0], weight.shape
     splits, steps = split_steps(outputs, inputs, weight.group_size)
-    block_m, stages = row_block(rows, x.dtype)
+    block_m, most = row_block(rows, x.dtype)
     split_stride = rows * outputs
     target = out if splits == 1 else torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
     words = weight.packed.view(torch.int32)
@@ -156,7 +183,8 @@ def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
         HAS_BIAS=bias is not None and splits == 1,
         UPCAST=INTERPRETED and x.dtype == torch.bfloat16,
         num_warps=SLOTS,
-        num_stages=stages,
+        num_stages=stages_within(shared_bytes(x.device), most, block_m, weight.group_size, x.itemsize),
+        enable_fp_fusion=True,
     )
     if splits > 1:
         reduce_kernel[(rows * triton.cdiv(outputs, REDUCE_BLOCK),)](
@@ -169,6 +197,7 @@ def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
             SPLITS=splits,
             HAS_BIAS=bias is not None,
             BLOCK=REDUCE_BLOCK,
+            enable_fp_fusion=True,
         )
 
 
