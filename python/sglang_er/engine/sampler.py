@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class DraftedChain:
-    """tokens: one int64 [B] per drafted position; probs: the q [B, V] each was drawn from (rejection only); in_one:
-    the same as [gamma, B, V], where they are views of one buffer; confidences: one list [B] per position, where the
-    draft may stop early; logprobs: one float [B] per position, where drafts are scored; seconds: of the draft pass, nan
-    if unknown.
+    """reach: the most tokens that are drafted, 0 if nobody knows; tokens: one int64 [B] per drafted position; probs:
+    the q [B, V] each was drawn from (rejection only); in_one: [reach or gamma, B, V], the buffer that they are views
+    of, if it is one; confidences: one list [B] per position, where the draft may stop early; logprobs: one float [B]
+    per position, where drafts are scored; seconds: of the draft pass, nan if unknown.
     """
 
+    reach: int = 0
     tokens: list[torch.Tensor] = field(default_factory=list)
     probs: list[torch.Tensor] = field(default_factory=list)
     in_one: torch.Tensor | None = None
@@ -41,9 +42,17 @@ class DraftedChain:
     logprobs: list[torch.Tensor] = field(default_factory=list)
     seconds: float = math.nan
 
+    def place(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Where the next token's q, of logits [B, V], goes; None for anywhere."""
+        if self.in_one is None and self.reach:
+            self.in_one = torch.empty((self.reach, *logits.shape), dtype=torch.float32, device=logits.device)
+        return None if self.in_one is None else self.in_one[len(self.probs)]
+
     def q(self) -> torch.Tensor:
-        """What the tokens were drawn from, [B, gamma, V]; strided, not copied, where a whole pass left it."""
-        return torch.stack(self.probs, dim=1) if self.in_one is None else self.in_one.transpose(0, 1)
+        """What the tokens were drawn from, [B, gamma, V]; strided, not copied, where it lies in one buffer."""
+        if self.in_one is None:
+            return torch.stack(self.probs, dim=1)
+        return self.in_one[: len(self.probs)].transpose(0, 1)
 
 
 def filter_params(info: SamplingBatchInfo) -> FilterParams:
@@ -96,13 +105,13 @@ class StepSampler:
         probs: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Choose one draft per row from the twin's logits [R, V] at `positions` [R]; recorded in `drafted`.
-        `probs` fp32 [R, V]: where q is written (rejection only), fresh memory without it."""
+        `probs` fp32 [R, V]: where q is written (rejection only), without it `drafted.place`."""
         if self.greedy:
             tokens = logits.argmax(dim=-1)
         elif self.seeds is not None:
             tokens = self._seeded_draft(logits, self.seeds, positions)
         else:
-            tokens, probs = draft_sample(logits, self.params, probs)
+            tokens, probs = draft_sample(logits, self.params, drafted.place(logits) if probs is None else probs)
             drafted.probs.append(probs)
         drafted.tokens.append(tokens)
         return tokens

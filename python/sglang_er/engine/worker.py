@@ -253,7 +253,7 @@ class EfficientRolloutWorker(WorkerBase):
         """As many tokens as the chain has slots for, or fewer. A stop may depend on what was drafted, because all of it
         is verified, and on q; a token once sampled is never taken back."""
         self.twin.about_to_draft()
-        drafted, began = DraftedChain(), time.perf_counter()
+        drafted, began = DraftedChain(chain.slots.shape[1] - 1), time.perf_counter()
         tokens = bonus
         if speculating is not None:
             chain, tokens = chain.rows(speculating), bonus[speculating]

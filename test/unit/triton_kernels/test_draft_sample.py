@@ -149,7 +149,7 @@ def test_half_precision_logits_with_their_ties(generator: torch.Generator, dtype
         assert_right(logits, torch.full((6,), 0.8), torch.full((6,), 0.5).double(), given_filters, implementation)
 
 
-@pytest.mark.parametrize("k", [1, 50])
+@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.full), 50])
 def test_a_real_vocabulary(generator: torch.Generator, k: int):
     logits = 3 * torch.randn(1, VOCABULARY, generator=generator)
     temperatures, coins = torch.full((1,), 0.9), torch.rand(1, generator=generator).double()
@@ -298,7 +298,10 @@ def test_what_holds_for_any_row(data: st.DataObject):
         assert not (kept[:, None] & ~kept[None, :] & (logits[row][:, None] == logits[row][None, :])).any()
 
 
-@pytest.mark.parametrize(("implementation", "draws"), [("triton", 120), ("cpu", 100_000), ("reference", 100_000)])
+@pytest.mark.parametrize(
+    ("implementation", "draws"),
+    [pytest.param("triton", 120, marks=pytest.mark.full), ("cpu", 100_000), ("reference", 100_000)],
+)
 def test_tokens_follow_q(generator: torch.Generator, implementation: str, draws: int):
     family = Family()
     logits = 1.5 * torch.randn(1, 14, generator=generator)
