@@ -103,16 +103,20 @@ def _w4a16_linear(function: Function, draw: Draw) -> str | None:
 
 
 # (experts, K, I, group) and who chooses whom, -1: another rank's. The second one's K takes several steps, of as many
-# buffers of shared memory as a kernel ever asks for: with few pairs of an expert, and with a large block of them. That
-# is for GPUs: the interpreter takes seconds for it.
+# buffers of shared memory as a kernel ever asks for: with few pairs of an expert, and with a large block of them.
 _MIXTURES: tuple[tuple[tuple[int, int, int, int], tuple[list[list[int]], ...]], ...] = (
     ((3, 80, 72, 64), ([[1, 0]], [[1, 0], [-1, 1], [1, 2], *[[0, -1]] * 20], [[1, 1]] * 9)),
     ((2, 3120, 16, 128), ([[1]], [[1], *[[0]] * 19])),
 )
 
 
+def mixtures(device: str) -> tuple[tuple[tuple[int, int, int, int], tuple[list[list[int]], ...]], ...]:
+    """All on a GPU; on a CPU the small one, as the interpreter takes seconds for the other."""
+    return _MIXTURES if device.startswith("cuda") else _MIXTURES[:1]
+
+
 def _w4a16_experts(function: Function, draw: Draw) -> str | None:
-    for (count, outputs, inner, group), batches in _MIXTURES if draw.device.startswith("cuda") else _MIXTURES[:1]:
+    for (count, outputs, inner, group), batches in mixtures(draw.device):
         gate_up, down = (
             PackedWeight.empty(*size, group, draw.dtype, draw.device)
             for size in ((count * 2 * inner, outputs), (count * outputs, inner))

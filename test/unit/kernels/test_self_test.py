@@ -64,8 +64,11 @@ def test_what_a_draw_leaves_behind_is_seen_by_the_next():
     assert "drew" in (self_test.problem("draft_sample", wrong, "cpu", torch.float32) or "") and len(calls) == 2
 
 
-def test_products_of_many_steps_are_tried_with_few_rows_and_with_many():
-    """Those that ask for the most shared memory."""
+def test_products_of_many_steps_are_tried_with_few_rows_and_with_many(monkeypatch: pytest.MonkeyPatch):
+    """Those that ask for the most shared memory; on a GPU."""
+    on_gpu = self_test.mixtures("cuda:0")
+    assert len(on_gpu) > len(self_test.mixtures("cpu"))
+    monkeypatch.setattr(self_test, "mixtures", lambda _: on_gpu)
     for rows in (1, 20):
 
         def wrong(*arguments: Any, rows: int = rows) -> None:
