@@ -16,10 +16,8 @@ from typing import Any
 
 import requests
 
-from sglang_er.rollout.launcher import choose_port
+from sglang_er.rollout.launcher import choose_port, start_timeout
 
-# On a GPU kernels are compiled and graphs recorded first.
-START_TIMEOUT_S, GPU_START_TIMEOUT_S = 300.0, 900.0
 REQUEST_TIMEOUT_S = 600.0
 
 
@@ -151,7 +149,7 @@ def running_server(
         )
     server = Server(f"http://127.0.0.1:{port}", log, process)
     try:
-        _wait_until_healthy(server, GPU_START_TIMEOUT_S if "cuda" in flags else START_TIMEOUT_S)
+        _wait_until_healthy(server, start_timeout(flags))
         yield server
     finally:
         _stop(process)

@@ -19,7 +19,6 @@ from sglang_er.rollout import machine
 from sglang_er.rollout.client import Client
 from sglang_er.rollout.errors import RolloutError
 
-# On a GPU kernels are compiled and graphs recorded first.
 START_TIMEOUT_S, GPU_START_TIMEOUT_S = 300.0, 900.0
 STOP_TIMEOUT_S = 10.0
 HOST = "127.0.0.1"
@@ -95,7 +94,7 @@ def running_server(
         )
     try:
         server = ServerProcess(process, log, Client(f"http://{HOST}:{port}"))
-        _wait_until_healthy(server, GPU_START_TIMEOUT_S if "cuda" in flags else START_TIMEOUT_S, on_wait)
+        _wait_until_healthy(server, start_timeout(flags), on_wait)
         yield server
     except RolloutError:
         # A request that failed because the server is gone should name the cause, not the symptom.
@@ -104,6 +103,11 @@ def running_server(
         raise
     finally:
         _stop(process)
+
+
+def start_timeout(flags: Sequence[str]) -> float:
+    """Seconds that a server with these flags may take to answer: on a GPU it compiles kernels and records graphs."""
+    return GPU_START_TIMEOUT_S if "cuda" in flags else START_TIMEOUT_S
 
 
 def _wait_until_healthy(server: ServerProcess, seconds: float, on_wait: Callable[[float], None] | None) -> None:
