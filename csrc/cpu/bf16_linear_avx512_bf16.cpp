@@ -12,6 +12,7 @@ struct Avx512Bf16 : Avx512 {
   // These are AMD's (isa.cpp), which keep up with one row of x by themselves: on a Zen 5 two threads read 80
   // GB/s, and 72 with prefetches. With more rows there is time for them.
   static constexpr bool prefetches(int tile) { return tile > 1; }
+  static constexpr int kLead = 4;
   using Pairs = __m512bh;  // 32 inputs in their order
 
   SGLANG_ER_INLINE static Pairs load_pairs(const BFloat16* values) {

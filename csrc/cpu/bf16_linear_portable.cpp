@@ -12,6 +12,10 @@ struct Portable {
   static constexpr int kMaxTile = 2;
   static constexpr int rows_at_once(int) { return 1; }
   static constexpr bool prefetches(int) { return true; }
+  static constexpr int kLead = 0;
+  static constexpr bool unrolls(int) { return false; }
+  static constexpr int64_t kStripeRows = 16;
+  static constexpr bool kFolds = false;
 
   SGLANG_ER_INLINE static Floats even(const BFloat16* weights) {
     return each_lane([=](int i) { return to_float(weights[2 * i]); });
@@ -19,7 +23,10 @@ struct Portable {
   SGLANG_ER_INLINE static Floats odd(const BFloat16* weights) {
     return each_lane([=](int i) { return to_float(weights[2 * i + 1]); });
   }
-  SGLANG_ER_INLINE static Floats sum16(const float* vectors) { return sum16_one_by_one(vectors); }
+  template <int>
+  SGLANG_ER_INLINE static Floats sum16(const float* vectors) {
+    return sum16_one_by_one(vectors);
+  }
   SGLANG_ER_INLINE static void hold(Floats&) {}
 };
 
