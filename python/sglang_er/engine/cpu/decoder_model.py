@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
 from sglang_er.engine import compat
@@ -130,6 +131,11 @@ def _layer(layer: Any, pool: Any, linear: LinearTensors) -> Fields:
         if getattr(module, "bias", None) is not None:
             fields[f"{name}.bias"] = module.bias.data
     return fields
+
+
+def tensors(config: Fields, layers: list[Fields]) -> list[torch.Tensor]:
+    """All tensors of `read`'s result."""
+    return [value for fields in (config, *layers) for value in fields.values() if isinstance(value, torch.Tensor)]
 
 
 class AddressWatch:

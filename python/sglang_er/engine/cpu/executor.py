@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang_er.engine.cpu import decoder_model
+from sglang_er.engine.cpu import decoder_model, huge_pages
 from sglang_er.engine.cpu.decoder_model import AddressWatch, UnsupportedModelError
 from sglang_er.engine.dual_precision import LM_HEAD, DualPrecisionMethod
 from sglang_er.engine.pool_watch import FORWARDS, OTHERS, shadow_pool, watch_pool
@@ -104,6 +104,7 @@ class NativeExecutor:
                 decoder_model.check(self.runner.model)
                 pool = self.runner.token_to_kv_pool
                 config, layers = decoder_model.read(self.runner.model, pool, decoder_model.exact, None)
+                huge_pages.back_and_say("weights and KV pool", decoder_model.tensors(config, layers))
                 self._target = Decoder({**config, "shadow_valid": self._valid}, layers)
         except (UnsupportedModelError, ValueError, TypeError, AttributeError) as error:
             _say_wrapped(error)
@@ -159,6 +160,7 @@ class NativeExecutor:
             config["shadow_bits"] = LEVELS[self.shadow.format].bits
             for layer, shadow in zip(layers, self.shadow.layers, strict=True):
                 layer |= {f"shadow.{name}": getattr(shadow, name) for name in SHADOW_TENSORS}
+        huge_pages.back_and_say("the twin", decoder_model.tensors(config, layers))
         return Decoder(config, layers)
 
     def _make_shadow(self) -> bool:
