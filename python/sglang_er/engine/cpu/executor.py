@@ -160,7 +160,7 @@ class NativeExecutor:
             config["shadow_bits"] = LEVELS[self.shadow.format].bits
             for layer, shadow in zip(layers, self.shadow.layers, strict=True):
                 layer |= {f"shadow.{name}": getattr(shadow, name) for name in SHADOW_TENSORS}
-        huge_pages.back_and_say("the twin", decoder_model.tensors(config, layers))
+        huge_pages.back_and_say("twin and KV pool", decoder_model.tensors(config, layers))
         return Decoder(config, layers)
 
     def _make_shadow(self) -> bool:

@@ -46,6 +46,12 @@ def _madvise() -> ctypes._NamedFuncPointer | None:
     return function
 
 
+_said: dict[str, tuple[int, int]] = {}
+
+
 def back_and_say(what: str, tensors: Iterable[torch.Tensor]) -> None:
-    backed, asked = back(tensors)
-    logger.info("sglang-er: huge pages behind %.2f of %.2f GB of %s", backed / 1e9, asked / 1e9, what)
+    """`back`, with a line in the log where the figures are new: decoders are remade at every change of the policy."""
+    found = back(tensors)
+    if _said.get(what) != found:
+        _said[what] = found
+        logger.info("sglang-er: huge pages behind %.2f of %.2f GB of %s", found[0] / 1e9, found[1] / 1e9, what)
