@@ -83,7 +83,9 @@ class BuildWithCMake(build_ext):
             self._compile(cached)
         # Never written in place: a running server may have the old library mapped.
         fresh = target.with_suffix(f".{os.getpid()}")
-        shutil.copy2(cached, fresh)
+        # With the time of now: setuptools does not put a library in the place of a newer one, and that of the sources
+        # that were just checked out may have been built long ago.
+        shutil.copyfile(cached, fresh)
         fresh.replace(target)
 
     def _compile(self, cached: Path) -> None:
