@@ -187,12 +187,8 @@ def check_memory(found: Findings) -> None:
         )
     pages = memory.huge_pages()
     found.facts["transparent huge pages"] = pages
-    if pages not in (None, "always") and "hugetlb" not in os.environ.get("GLIBC_TUNABLES", ""):
-        found.facts["transparent huge pages"] = (
-            f"{pages}; GLIBC_TUNABLES=glibc.malloc.hugetlb=1 makes use of them (1 to 2 % of bandwidth where measured)"
-            if pages == "madvise"
-            else f"{pages} (1 to 2 % of bandwidth where measured)"
-        )
+    if pages is not None:
+        found.facts["transparent huge pages"] = f"{pages}; a server on a CPU asks for them itself"
 
 
 def check_bandwidth(found: Findings) -> None:
