@@ -1,15 +1,17 @@
 // The inner part of bf16_linear: one slice of K, of up to kBlockRows rows of W times one tile of x.
 //
-// R rows of W times T rows of x are in registers at a time. While a tile is in L1, everything that it meets of W
-// comes from L2 (or, where the instruction set says so, from L1): prefetched by earlier calls, see Ahead.
+// R rows of W times T rows of x are in registers at a time. While a tile is in L1, everything that it meets
+// of W comes from L2 (or, where the instruction set says so, from L1): prefetched by earlier calls, see
+// Ahead.
 //
 // The sums of an output lie in sixteen lanes. Behind the last slice the R rows of W fold their vectors into
-// one, which overlaps with the dot products of the next R rows; the rest is added up when the block is stored.
+// one, which overlaps with the dot products of the next R rows; the rest is added up when the block is
+// stored.
 //
 // An instruction set P says: kDot, it has dot products of bf16 pairs; kMaxTile, the most rows of x in a tile;
-// rows_at_once(T), R; kStripeRows, see bf16_linear.h; prefetches(T), whether this code prefetches at all; kLead,
-// that many rows of W ahead and into L1 where x is one tile (0, and with more tiles: the same rows of the slice
-// that follows, into L2); unrolls(T), two steps at a time; kFolds, fold() pays.
+// rows_at_once(T), R; kStripeRows, see bf16_linear.h; prefetches(T), whether this code prefetches at all;
+// kLead, that many rows of W ahead and into L1 where x is one tile (0, and with more tiles: the same rows of
+// the slice that follows, into L2); unrolls(T), two steps at a time; kFolds, fold() pays.
 //
 // Included by bf16_linear.h; everything is local to the translation unit (anonymous namespace).
 #pragma once
@@ -194,8 +196,8 @@ void store_rows(const Bf16LinearCall& call, const float* sums, Block block, int6
 }
 
 // One slice of a block times one tile: R rows of W at a time, the rest one by one. `weight` is at the slice's
-// first input, `next` at what is worked on after this block: its first rows are prefetched (P::kLead), or, row
-// by row, the same rows of it, each by one of the tiles.
+// first input, `next` at what is worked on after this block: its first rows are prefetched (P::kLead), or,
+// row by row, the same rows of it, each by one of the tiles.
 template <class P, int T, class W>
 void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice slice,
                 const Tile<PanelX<P, W>>& tile, float* sums, const W* next) {
@@ -205,7 +207,8 @@ void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice 
   const int64_t stride = call.weight_stride;
   if (slice.last) {  // the lines that will be stored may be another core's
     const int64_t bytes = element_bytes(call.out_type);
-    const char* out = static_cast<const char*>(call.out) + (tile.first * call.out_stride + block.first) * bytes;
+    const char* out =
+        static_cast<const char*>(call.out) + (tile.first * call.out_stride + block.first) * bytes;
     for (int t = 0; t < T; ++t) __builtin_prefetch(out + t * call.out_stride * bytes, 1);
   }
   int row = 0;
