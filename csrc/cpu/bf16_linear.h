@@ -8,7 +8,7 @@
 // Who computes what: a thread takes a stripe of P::kStripeRows rows of W and walks it in slices of K. A slice
 // of the stripe comes from memory once, stays in L2 and serves every tile of T rows of x. A tile is brought
 // from L2 to L1 once for all rows of the stripe: with bf16 dot products and 16 rows to a stripe that alone
-// cost a tenth at M = 32. Small tiles of x (AVX2) had better meet 16 rows of W that stay in L1.
+// cost a tenth at M = 32. The small tiles of AVX2 meet 16 rows of W, which stay in L1.
 // x is rearranged once per call into tiles [step of 32 inputs][T][32] of fp32. Where a step of W converts
 // cheaper as even and odd inputs (bf16: one shift or mask for two inputs), x lies the same way. An
 // instruction set with dot products of bf16 pairs (P::kDot) takes W as it is and x rounded to bf16.
@@ -86,6 +86,7 @@ void compute_stripe(const Bf16LinearCall& call, const Panel<PanelX<P, W>>& panel
   const W* weight = static_cast<const W*>(call.weight) + first * stride;
   const int64_t steps = (call.k + kStep - 1) / kStep;
   const int64_t slices = steps > kSliceSteps ? (steps + kSliceSteps - 1) / kSliceSteps : 1;
+  const bool near = tiles == 1 && P::kLead > 0;  // rows that come soon are prefetched, not a slice ahead
   int64_t k = 0;
   for (int64_t s = 0; s < slices; ++s) {  // once for K = 0 too: sums of nothing
     const bool last = s + 1 == slices;
@@ -100,9 +101,9 @@ void compute_stripe(const Bf16LinearCall& call, const Panel<PanelX<P, W>>& panel
       for (int64_t row = 0; row < rows; row += kBlockRows) {
         const Block block{first + row, static_cast<int>(rows - row < kBlockRows ? rows - row : kBlockRows)};
         const W* here = weight + row * stride + k;
-        const bool near = tiles == 1 && P::kLead > 0 && row + kBlockRows < rows;
-        const W* next =
-            near ? here + kBlockRows * stride : next_slice + (tiles == 1 && P::kLead > 0 ? 0 : row) * stride;
+        const W* next = !near                     ? next_slice + row * stride
+                        : row + kBlockRows < rows ? here + kBlockRows * stride
+                                                  : next_slice;
         // A stripe in one slice adds up and stores block by block, in the same place.
         float* block_sums = slices == 1 ? sums : sums + (row * call.m + tile_first * kBlockRows) * kLanes;
         slice_tile_of<P, W>(tile_rows, call, here, block, Slice{k, end - k, last}, tile, block_sums, next);

@@ -1,8 +1,7 @@
 // The inner part of bf16_linear: one slice of K, of up to kBlockRows rows of W times one tile of x.
 //
 // R rows of W times T rows of x are in registers at a time. While a tile is in L1, everything that it meets
-// of W comes from L2 (or, where the instruction set says so, from L1): prefetched by earlier calls, see
-// Ahead.
+// of W comes from L2 (or, where the instruction set says so, from L1): prefetched by earlier calls.
 //
 // The sums of an output lie in sixteen lanes. Behind the last slice the R rows of W fold their vectors into
 // one, which overlaps with the dot products of the next R rows; the rest is added up when the block is
@@ -80,12 +79,6 @@ SGLANG_ER_INLINE void add_step(Floats (&acc)[R][T], const W* weight, int64_t str
   }
 }
 
-// What a call prefetches while it works: the inputs that it takes itself, of other rows of W.
-template <class W>
-struct Ahead {
-  const W* rows;
-};
-
 // Into L1, or into L2 only.
 template <bool kNear, class W>
 SGLANG_ER_INLINE void prefetch_step(const W* weights) {
@@ -102,12 +95,12 @@ struct Slice {
 // The sums of row `row` of a block of W and row t of a tile of x.
 SGLANG_ER_INLINE float* place(float* sums, int t, int row) { return sums + (t * kBlockRows + row) * kLanes; }
 
-// Adds a slice of R rows of W times T rows of x to their sums, and prefetches kLines rows. kFold: behind the
-// last slice the R vectors of a row of x become one, in the place of the first. The loops over sums are
-// unrolled by name: GCC would keep the sums on the stack between them.
+// Adds a slice of R rows of W times T rows of x to their sums, and prefetches the same inputs of kLines other
+// rows from `ahead` on. kFold: behind the last slice the R vectors of a row of x become one, in the place of
+// the first. The loops over sums are unrolled by name: GCC would keep the sums on the stack between them.
 template <class P, int T, int R, int kLines, bool kFold, class W>
 void accumulate(const W* weight, int64_t stride, Slice slice, const PanelX<P, W>* x, float* sums,
-                Ahead<W> ahead) {
+                const W* ahead) {
   Floats acc[R][T];
   if (slice.first == 0) {
 #pragma GCC unroll 16
@@ -125,7 +118,7 @@ void accumulate(const W* weight, int64_t stride, Slice slice, const PanelX<P, W>
   int64_t k = 0;
   const auto step = [&]() __attribute__((always_inline)) {
     for (int line = 0; line < kLines; ++line)
-      prefetch_step<(kLines == R && P::kLead > 0)>(ahead.rows + line * stride + k);
+      prefetch_step<(kLines == R && P::kLead > 0)>(ahead + line * stride + k);
     add_step<P>(acc, weight + k, stride, x);
     k += kStep;
     x += T * kStep;
@@ -215,7 +208,7 @@ void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice 
   const auto all_rows = [&](auto lines, const auto& ahead) {
     for (; row + R <= block.rows; row += R)
       accumulate<P, T, R, decltype(lines)::value, (F > 1)>(weight + row * stride, stride, slice, tile.x,
-                                                           place(sums, 0, row), Ahead<W>{ahead(row)});
+                                                           place(sums, 0, row), ahead(row));
   };
   const int share = static_cast<int>((R + tile.count - 1) / tile.count);
   const auto far = [&](int at) { return next + (at + tile.number * share) * stride; };
@@ -239,8 +232,7 @@ void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice 
   if (row < block.rows) {
     [[maybe_unused]] const int whole = row;
     for (; row < block.rows; ++row)
-      accumulate<P, T, 1, 0, false>(weight + row * stride, stride, slice, tile.x, place(sums, 0, row),
-                                    Ahead<W>{nullptr});
+      accumulate<P, T, 1, 0, false>(weight + row * stride, stride, slice, tile.x, place(sums, 0, row), next);
     if constexpr (F > 1) {
       for (int t = 0; slice.last && t < T; ++t) {
         Floats rows[R];
