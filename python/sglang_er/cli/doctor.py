@@ -188,7 +188,7 @@ def check_memory(found: Findings) -> None:
     pages = memory.huge_pages()
     found.facts["transparent huge pages"] = pages
     if pages is not None:
-        found.facts["transparent huge pages"] = f"{pages}; a server on a CPU asks for them itself"
+        found.facts["transparent huge pages"] = f"{pages}; the native executor asks for them itself"
 
 
 def check_bandwidth(found: Findings) -> None:
