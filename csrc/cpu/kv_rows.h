@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#include <utility>
 
 #include "dtype.h"
+#include "unrolled.h"
 #include "vec.h"
 #include "words.h"
 
@@ -47,14 +47,6 @@ struct Packing<Int4> {
   static constexpr int kPerWord = 8;
   static constexpr int64_t row_bytes(int dim) { return dim / 2; }
 };
-
-// Calls use(i) for i = 0 .. N - 1 as compile-time constants.
-template <int N, class Fn>
-SGLANG_ER_INLINE void unrolled(const Fn& use) {
-  [&]<int... I>(std::integer_sequence<int, I...>) {
-    (use(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
-}
 
 // panel[d][0..15] = dimension d of the sixteen rows; panel rows are kPanelKeys apart.
 template <class T>

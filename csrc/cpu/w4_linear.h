@@ -12,6 +12,7 @@
 //   X, kElements               a prepared activation; how many of them meet the 8 weights of a word
 //   kTerms                     floats per row and group that finish() wants beside the accumulator
 //   kMaxTile, blocks_at_once   the register tile: the largest T, and R for a T
+//   prefetch_bytes(T)          of the words of each row block, so many are fetched ahead
 //   kRowsPerSweep              rows of x whose arithmetic costs about as much as reading the weight
 //   Acc, kWordsPerStep, step   acc[t][r] += the products of kWordsPerStep words (a divisor of 4)
 //   finish                     the running total with one group's accumulator, scale, zero and terms added
@@ -33,7 +34,6 @@ namespace sglang_er::cpu {
 namespace {
 
 constexpr int kMaxBlocksPerUnit = 4;
-constexpr int64_t kPrefetchBytes = 1024;
 
 SGLANG_ER_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
 
@@ -122,6 +122,7 @@ void accumulate(const W4LinearCall& call, int64_t first_block, const typename P:
       for (int r = 0; r < R; ++r) acc[t][r] = typename P::Acc{};
     }
     // Past the end of these blocks come the R that are next; the rows' streams are too short to warm up anew.
+    constexpr int64_t kPrefetchBytes = P::prefetch_bytes(T);
     const bool wraps = packed + kPrefetchBytes >= first + block_bytes;
     const int64_t ahead = kPrefetchBytes + (wraps ? (R - 1) * block_bytes : 0);
     for (int r = 0; r < R; ++r) prefetch(meta + r * block_meta + meta_ahead);
@@ -203,6 +204,16 @@ SGLANG_ER_INLINE int64_t blocks_per_unit(int64_t row_blocks, int threads) {
   return blocks;
 }
 
+// The first words, for which no loop asks early enough, are fetched while the panel is filled.
+template <class P>
+SGLANG_ER_INLINE void prefetch_first_words(const W4LinearCall& call, int tile_rows) {
+  const int64_t block_bytes = call.shape.block_bytes(), ahead = P::prefetch_bytes(tile_rows);
+  const int64_t bytes = ahead < block_bytes ? ahead : block_bytes;
+  for (int64_t block = 0; block < P::blocks_at_once(tile_rows) && block < call.shape.row_blocks(); ++block) {
+    for (int64_t at = 0; at < bytes; at += kWordBytes) prefetch(call.packed + block * block_bytes + at);
+  }
+}
+
 template <class P>
 void run_w4_linear(const W4LinearCall& call) {
   const PackedShape& shape = call.shape;
@@ -222,6 +233,7 @@ void run_w4_linear(const W4LinearCall& call) {
     with_type(call.x_type,
               [&](auto* x) { fill_tile<P, std::remove_pointer_t<decltype(x)>>(call, panel, first, rows); });
   };
+  prefetch_first_words<P>(call, static_cast<int>(tile_start(m, tiles, 1)));
   parallel_for(tiles, threads_for(call.threads, m * shape.cols * element_bytes(call.x_type)), fill);
 
   const int64_t sweeps = (m + P::kRowsPerSweep - 1) / P::kRowsPerSweep;

@@ -22,6 +22,7 @@ struct W4A16 : Set {
   static constexpr int kTerms = 1;  // the sum of x
   static constexpr int kWordsPerStep = 1;
   static constexpr int kRowsPerSweep = 1;
+  static constexpr int64_t prefetch_bytes(int) { return 1024; }
 
   template <int T, int R>
   SGLANG_ER_INLINE static void step(const Streams& streams, const X* x, Acc (&acc)[T][R]) {

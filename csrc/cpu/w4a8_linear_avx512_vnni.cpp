@@ -2,6 +2,7 @@
 // memory. 64 products an instruction, where an fp32 FMA makes 16.
 #include <immintrin.h>
 
+#include "unrolled.h"
 #include "w4a8_linear.h"
 
 namespace sglang_er::cpu {
@@ -20,25 +21,27 @@ struct Avx512Vnni {
   template <int T, int R>
   SGLANG_ER_INLINE static void step(const Streams& streams, const uint32_t* x, Acc (&acc)[T][R]) {
     const __m512i mask = _mm512_set1_epi32(static_cast<int>(kNibbles));
-#pragma GCC unroll 4
-    for (int word = 0; word < kStepWords; ++word) {
-      __m512i nibbles[2][R];
-      for (int r = 0; r < R; ++r) {
+    unrolled<kStepWords>([&](auto word) __attribute__((always_inline)) {
+      __m512i raw[R];
+      unrolled<R>([&](auto r) __attribute__((always_inline)) {
         prefetch(streams.line(r, word) + streams.ahead);
-        const __m512i raw = _mm512_loadu_si512(streams.line(r, word));
-        nibbles[0][r] = _mm512_and_si512(raw, mask);
-        nibbles[1][r] = _mm512_and_si512(_mm512_srli_epi32(raw, 4), mask);
-      }
-#pragma GCC unroll 2
-      for (int high = 0; high < 2; ++high) {
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) {
+        raw[r] = _mm512_loadu_si512(streams.line(r, word));
+      });
+      unrolled<2>([&](auto high) __attribute__((always_inline)) {
+        __m512i nibbles[R];
+        unrolled<R>([&](auto r) __attribute__((always_inline)) {
+          nibbles[r] = _mm512_and_si512(high == 0 ? raw[r] : _mm512_srli_epi32(raw[r], 4), mask);
+        });
+        unrolled<T>([&](auto t) __attribute__((always_inline)) {
           const __m512i levels = _mm512_set1_epi32(static_cast<int>(*levels_of(x, t, word, high)));
-#pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) acc[t][r] = _mm512_dpbusd_epi32(acc[t][r], nibbles[high][r], levels);
-        }
-      }
-    }
+          unrolled<R>([&](auto r) __attribute__((always_inline)) {
+            acc[t][r] = _mm512_dpbusd_epi32(acc[t][r], nibbles[r], levels);
+            // Left to choose, GCC moves the sums about and keeps three of them on the stack.
+            asm volatile("" : "+v"(acc[t][r]));
+          });
+        });
+      });
+    });
   }
 };
 
