@@ -11,7 +11,7 @@ struct Avx2 {
   static constexpr int kMaxTile = 3;
   static constexpr int rows_at_once(int tile) { return tile == 1 ? 4 : 2; }  // sums: 8, 8, 12 of 16 registers
   static constexpr bool prefetches(int) { return true; }
-  static constexpr int kLead = 0;
+  static constexpr bool kNear = false;
   static constexpr bool unrolls(int) { return false; }  // GCC would keep sums on the stack: 25 % at 8 rows
   static constexpr int64_t kStripeRows = 16;
   static constexpr bool kFolds = false;

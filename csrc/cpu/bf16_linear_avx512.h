@@ -13,7 +13,7 @@ struct Avx512 {
   static constexpr int kMaxTile = 6;
   static constexpr int rows_at_once(int) { return 4; }  // 24 sums, 6 inputs, a weight, a mask
   static constexpr bool prefetches(int) { return true; }
-  static constexpr int kLead = 0;
+  static constexpr bool kNear = false;
   static constexpr bool unrolls(int tile) { return tile <= 4; }
   static constexpr int64_t kStripeRows = 64;  // 128 KiB of bf16 in a slice: L2 holds it and the next one
 

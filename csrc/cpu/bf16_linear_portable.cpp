@@ -12,7 +12,7 @@ struct Portable {
   static constexpr int kMaxTile = 2;
   static constexpr int rows_at_once(int) { return 1; }
   static constexpr bool prefetches(int) { return true; }
-  static constexpr int kLead = 0;
+  static constexpr bool kNear = false;
   static constexpr bool unrolls(int) { return false; }
   static constexpr int64_t kStripeRows = 16;
   static constexpr bool kFolds = false;

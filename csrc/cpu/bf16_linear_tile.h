@@ -9,8 +9,9 @@
 //
 // An instruction set P says: kDot, it has dot products of bf16 pairs; kMaxTile, the most rows of x in a tile;
 // rows_at_once(T), R; kStripeRows, see bf16_linear.h; prefetches(T), whether this code prefetches at all;
-// kLead, that many rows of W ahead and into L1 where x is one tile (0, and with more tiles: the same rows of
-// the slice that follows, into L2); unrolls(T), two steps at a time; kFolds, fold() pays.
+// kNear, whether it prefetches into L1 where x is one tile, lead(T, slice) rows of W ahead (else, and with
+// more tiles: the same rows of the slice that follows, into L2); follows(T), whether it then asks for whole
+// rows in the order of memory; unrolls(T), two steps at a time; kFolds, fold() pays.
 //
 // Included by bf16_linear.h; everything is local to the translation unit (anonymous namespace).
 #pragma once
@@ -90,17 +91,27 @@ SGLANG_ER_INLINE void prefetch_step(const W* weights) {
 struct Slice {
   int64_t first, count;
   bool last;
+
+  bool whole() const { return first == 0 && last; }
+};
+
+// What a step prefetches: lines of W from `at` on, `apart` from each other. The next step's lie `step`
+// behind.
+template <class W>
+struct Ahead {
+  const W* at;
+  int64_t apart, step;
 };
 
 // The sums of row `row` of a block of W and row t of a tile of x.
 SGLANG_ER_INLINE float* place(float* sums, int t, int row) { return sums + (t * kBlockRows + row) * kLanes; }
 
-// Adds a slice of R rows of W times T rows of x to their sums, and prefetches the same inputs of kLines other
-// rows from `ahead` on. kFold: behind the last slice the R vectors of a row of x become one, in the place of
-// the first. The loops over sums are unrolled by name: GCC would keep the sums on the stack between them.
+// Adds a slice of R rows of W times T rows of x to their sums, and prefetches kLines lines a step. kFold:
+// behind the last slice the R vectors of a row of x become one, in the place of the first. The loops over
+// sums are unrolled by name: GCC would keep the sums on the stack between them.
 template <class P, int T, int R, int kLines, bool kFold, class W>
 void accumulate(const W* weight, int64_t stride, Slice slice, const PanelX<P, W>* x, float* sums,
-                const W* ahead) {
+                Ahead<W> ahead) {
   Floats acc[R][T];
   if (slice.first == 0) {
 #pragma GCC unroll 16
@@ -118,7 +129,8 @@ void accumulate(const W* weight, int64_t stride, Slice slice, const PanelX<P, W>
   int64_t k = 0;
   const auto step = [&]() __attribute__((always_inline)) {
     for (int line = 0; line < kLines; ++line)
-      prefetch_step<(kLines == R && P::kLead > 0)>(ahead + line * stride + k);
+      prefetch_step<(kLines == R && P::kNear)>(ahead.at + line * ahead.apart);
+    ahead.at += ahead.step;
     add_step<P>(acc, weight + k, stride, x);
     k += kStep;
     x += T * kStep;
@@ -189,7 +201,7 @@ void store_rows(const Bf16LinearCall& call, const float* sums, Block block, int6
 }
 
 // One slice of a block times one tile: R rows of W at a time, the rest one by one. `weight` is at the slice's
-// first input, `next` at what is worked on after this block: its first rows are prefetched (P::kLead), or,
+// first input, `next` at what is worked on after this block: its first rows are prefetched (P::kNear), or,
 // row by row, the same rows of it, each by one of the tiles.
 template <class P, int T, class W>
 void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice slice,
@@ -211,15 +223,20 @@ void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice 
                                                            place(sums, 0, row), ahead(row));
   };
   const int share = static_cast<int>((R + tile.count - 1) / tile.count);
-  const auto far = [&](int at) { return next + (at + tile.number * share) * stride; };
-  const auto near = [&](int at) {
-    const int lead = P::kLead < block.rows ? P::kLead : block.rows;
-    return at + lead < block.rows ? weight + (at + lead) * stride : next + (at + lead - block.rows) * stride;
+  const auto far = [&](int at) {
+    return Ahead<W>{next + (at + tile.number * share) * stride, stride, kStep};
   };
   if (!P::prefetches(T) || tile.number * share >= R) {
     all_rows(std::integral_constant<int, 0>{}, far);
   } else if (share == R) {
-    if constexpr (P::kLead > 0) {
+    if constexpr (P::kNear) {
+      const int lead = P::lead(T, slice.whole()) < block.rows ? P::lead(T, slice.whole()) : block.rows;
+      const bool follows = P::follows(T) && slice.whole();
+      const auto near = [&](int at) {
+        const W* row =
+            at + lead < block.rows ? weight + (at + lead) * stride : next + (at + lead - block.rows) * stride;
+        return follows ? Ahead<W>{row, kStep, R * kStep} : Ahead<W>{row, stride, kStep};
+      };
       all_rows(std::integral_constant<int, R>{}, near);
     } else {
       all_rows(std::integral_constant<int, R>{}, far);
@@ -232,7 +249,8 @@ void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice 
   if (row < block.rows) {
     [[maybe_unused]] const int whole = row;
     for (; row < block.rows; ++row)
-      accumulate<P, T, 1, 0, false>(weight + row * stride, stride, slice, tile.x, place(sums, 0, row), next);
+      accumulate<P, T, 1, 0, false>(weight + row * stride, stride, slice, tile.x, place(sums, 0, row),
+                                    Ahead<W>{next, 0, 0});
     if constexpr (F > 1) {
       for (int t = 0; slice.last && t < T; ++t) {
         Floats rows[R];
