@@ -67,9 +67,6 @@ struct W4A8 : Set {
   static constexpr int kTerms = 2;  // scale and scale * sum of the levels
   static constexpr int kWordsPerStep = kStepWords;
   static constexpr int kRowsPerSweep = 8;
-  // Where arithmetic is the limit, words have to be in L1 when it comes to them; where memory is, a longer
-  // lead made the pass slower.
-  static constexpr int64_t prefetch_bytes(int rows) { return rows <= 2 ? 1024 : rows <= 4 ? 2048 : 4096; }
 
   SGLANG_ER_INLINE static Floats finish(const Acc& acc, Floats scale, Floats zero, const float* terms,
                                         Floats total) {
