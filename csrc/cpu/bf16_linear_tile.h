@@ -9,7 +9,7 @@
 //
 // An instruction set P says: kDot, it has dot products of bf16 pairs; kMaxTile, the most rows of x in a tile;
 // rows_at_once(T), R; kStripeRows, see bf16_linear.h; prefetches(T), whether this code prefetches at all;
-// kNear, whether it prefetches into L1 where x is one tile, lead(T, slice) rows of W ahead (else, and with
+// kNear, whether it prefetches into L1 where x is one tile, lead(T, whole) rows of W ahead (else, and with
 // more tiles: the same rows of the slice that follows, into L2); follows(T), whether it then asks for whole
 // rows in the order of memory; unrolls(T), two steps at a time; kFolds, fold() pays.
 //

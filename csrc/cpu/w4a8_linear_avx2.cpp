@@ -14,7 +14,7 @@ struct Avx2 {
   };
   static constexpr int kMaxTile = 4;
   static constexpr int blocks_at_once(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }  // 16 registers
-  static constexpr int64_t prefetch_bytes(int rows) { return rows <= 2 ? 1024 : rows <= 4 ? 2048 : 4096; }
+  static constexpr int64_t prefetch_bytes(int rows) { return rows <= 2 ? 1024 : 2048; }
 
   SGLANG_ER_INLINE static Floats to_floats(Acc acc) {
     return {_mm256_cvtepi32_ps(acc.low), _mm256_cvtepi32_ps(acc.high)};

@@ -21,7 +21,7 @@ struct Portable {
   };
   static constexpr int kMaxTile = 2;
   static constexpr int blocks_at_once(int) { return 1; }
-  static constexpr int64_t prefetch_bytes(int rows) { return rows <= 2 ? 1024 : rows <= 4 ? 2048 : 4096; }
+  static constexpr int64_t prefetch_bytes(int) { return 1024; }
 
   SGLANG_ER_INLINE static Floats to_floats(const Acc& acc) {
     return each_lane([&](int i) { return static_cast<float>(acc.rows[i / kVectorRows][i % kVectorRows]); });
