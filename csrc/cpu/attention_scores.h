@@ -1,8 +1,8 @@
 // Scores of a tile's query rows against the keys of a split, and their softmax.
 //
-// A score is a chain of fused multiply-adds over the dimensions in their order, one key per lane. Few rows
-// take the keys straight from the pool (every word is transposed in registers and used at once); more rows
-// share a panel of kPanelKeys transposed keys. Both give the same bits.
+// A score's sums lie in sixteen lanes, one dimension in each: fused multiply-adds over the vectors of
+// dimensions in their order, then sum(). Rows of keys are read as they lie; sixteen keys are added up and
+// stored as a vector. How many rows of q and of keys are in registers at a time changes no bit.
 #pragma once
 
 #include <cstdint>
@@ -11,140 +11,132 @@
 
 #include "attention_work.h"
 #include "kv_rows.h"
+#include "sum16.h"
 #include "vec.h"
 
 namespace sglang_er::cpu {
 namespace {
 
-// R rows against G vectors of keys, straight from their rows in the pool. The rows kAhead further on are
-// asked for meanwhile, a quarter of them at each quarter of a line.
-template <class T, int R, int G>
-void score_from_rows(const uint8_t* const* rows, const float* q, int dim, const float* scales,
-                     float* scores) {
-  constexpr int kPerWord = Packing<T>::kPerWord, kQuarter = kLanes / 4;
-  Floats acc[R][G];
-  for (int r = 0; r < R; ++r) {
-    for (int g = 0; g < G; ++g) acc[r][g] = zero();
-  }
-  const int64_t bytes = Packing<T>::row_bytes(dim), q_stride = dim;
-  for (int64_t offset = 0; offset < bytes; offset += kStepBytes) {
-    const uint8_t* const* next = rows + kAhead + offset % 64 / kStepBytes * (G * kQuarter);
-    for (int i = 0; i < G * kQuarter; ++i) prefetch(next[i] + offset);
-    Words words[G][kStepWords];
-    for (int g = 0; g < G; ++g) load_columns(rows + g * kLanes, offset, words[g]);
-    unrolled<kStepWords>([&](auto w) {
-      unrolled<kPerWord>([&](auto j) {
-        Floats keys[G];
-        for (int g = 0; g < G; ++g) keys[g] = element<j()>(words[g][w()], static_cast<T*>(nullptr));
-        for (int r = 0; r < R; ++r) {
-          const Floats factor = broadcast(q[r * q_stride + w() * kPerWord + j()]);
-          for (int g = 0; g < G; ++g) acc[r][g] = fma(keys[g], factor, acc[r][g]);
-        }
-      });
-    });
-    q += kStepWords * kPerWord;
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int g = 0; g < G; ++g)
-      store(scores + r * kSplitKeys + g * kLanes, mul(acc[r][g], load(scales + g * kLanes)));
-  }
-}
+// Of G keys, those that fold into a vector (sum16.h).
+constexpr int folded(int keys) { return kFolds && keys % 4 == 0 ? 4 : 1; }
 
-// The same from a panel.
-template <int R, int G>
-void score_from_panel(const float* panel, const float* q, int dim, const float* scales, float* scores,
-                      Lookahead& ahead) {
+// lanes[r][g] = the sums of row r of q with key g and those that fold with it; rows of lanes are kLanes keys
+// apart. kDim: the number of dimensions where it is a constant, else 0.
+template <class T, int R, int G, int kDim>
+SGLANG_ER_INLINE void dot_keys(const uint8_t* const* rows, const float* q, int some_dim, float* lanes) {
+  const int dim = kDim == 0 ? some_dim : kDim;
+  const int64_t q_stride = round_up(dim, kLanes);
   Floats acc[R][G];
   for (int r = 0; r < R; ++r) {
     for (int g = 0; g < G; ++g) acc[r][g] = zero();
   }
-  constexpr int kChunk = 8;  // head_dim is a multiple of it
-  for (int chunk = 0; chunk < dim; chunk += kChunk) {
-    ahead.ask(kChunk);
-    for (int d = chunk; d < chunk + kChunk; ++d) {
-      Floats keys[G];
-      for (int g = 0; g < G; ++g) keys[g] = load(panel + d * kPanelKeys + g * kLanes);
-      for (int r = 0; r < R; ++r) {
-        const Floats element = broadcast(q[r * dim + d]);
-        for (int g = 0; g < G; ++g) acc[r][g] = fma(keys[g], element, acc[r][g]);
-      }
+  const auto add_vector = [&](int v, const Floats(&keys)[G]) __attribute__((always_inline)) {
+    for (int r = 0; r < R; ++r) {
+      const Floats part = load(q + r * q_stride + v * kLanes);
+      for (int g = 0; g < G; ++g) acc[r][g] = fma(keys[g], part, acc[r][g]);
+    }
+  };
+  Floats keys[G];
+  int v = 0;
+  if constexpr (split<T>) {
+    Floats odd[G];
+#pragma GCC unroll 4
+    for (; (v + 2) * kLanes <= dim; v += 2) {
+      for (int g = 0; g < G; ++g)
+        load_split(reinterpret_cast<const T*>(rows[g] + Packing<T>::row_bytes(v * kLanes)), keys[g], odd[g]);
+      add_vector(v, keys);
+      add_vector(v + 1, odd);
     }
   }
+  if constexpr (!std::is_same_v<T, Int4>) {  // whose dimensions are multiples of 32
+    for (; (v + 1) * kLanes <= dim; ++v) {
+      for (int g = 0; g < G; ++g) keys[g] = load_value<T>(rows[g], v);
+      add_vector(v, keys);
+    }
+    if (v * kLanes < dim) {
+      for (int g = 0; g < G; ++g) keys[g] = load_last_value<T>(rows[g], dim);
+      add_vector(v, keys);
+    }
+  }
+  constexpr int F = folded(G);
   for (int r = 0; r < R; ++r) {
-    for (int g = 0; g < G; ++g)
-      store(scores + r * kSplitKeys + g * kLanes, mul(acc[r][g], load(scales + g * kLanes)));
+    for (int g = 0; g < G; g += F) store(lanes + (r * kLanes + g) * kLanes, fold<F>(acc[r] + g));
   }
 }
 
-// Calls score(count of rows, first row) for the rows of a tile, in passes of nearly equal size of up to R;
-// rows that see none of G vectors of keys, from key `first` of the split on, are left out.
-template <int R, int G, class Fn>
-SGLANG_ER_INLINE void each_pass(const Tile& tile, const Workspace& work, int64_t base, int first,
-                                const Fn& score) {
-  const int64_t begin = base + first, end = begin + G * kLanes;
-  for_passes<R>(tile.rows, [&](auto count, int row) {
+// Calls dot(R, first row, lanes) for the rows of a tile, in passes of nearly equal size of up to kScoreRows,
+// and stores what sixteen keys from key `first` of the split on get of them, folded F at a time. Rows that
+// see none of these are left out.
+template <int F, class Dot>
+SGLANG_ER_INLINE void score_passes(const Tile& tile, const Workspace& work, int64_t base, int first,
+                                   const Dot& dot) {
+  const int64_t begin = base + first, end = begin + kLanes;
+  for_passes<kScoreRows>(tile.rows, [&](auto count, int row) {
     // Rows are in the order of their tokens: the last sees furthest, the first back to the earliest key.
     if (work.visible[row + count() - 1].end <= begin || work.visible[row].begin >= end) return;
-    score(count, row);
+    alignas(64) float lanes[count() * kLanes * kLanes];
+    dot(count, row, lanes);
+    const Floats scales = load(work.key_scales + first);
+    for (int r = 0; r < count(); ++r)
+      store(work.scores + int64_t{row + r} * kSplitKeys + first,
+            mul(sum16<F>(lanes + r * kLanes * kLanes), scales));
   });
 }
 
-// Scores of the rows of q against the G vectors of keys in the panel, which begin with key `first` of the
-// split.
-template <int G>
-SGLANG_ER_INLINE void score_panel(const Tile& tile, const Workspace& work, const float* q, int dim,
-                                  int64_t base, int first, Lookahead& ahead) {
-  each_pass<kScoreRows, G>(tile, work, base, first, [&](auto count, int row) {
-    score_from_panel<count(), G>(work.panel, q + int64_t{row} * dim, dim, work.key_scales + first,
-                                 work.scores + int64_t{row} * kSplitKeys + first, ahead);
-  });
+// The query rows that keys of a kind meet, from `row` on.
+template <class T>
+SGLANG_ER_INLINE const float* queries_for(const Workspace& work, int dim, int row) {
+  constexpr bool kInShadow = std::is_same_v<T, Int4> || std::is_same_v<T, int8_t>;
+  return (kInShadow ? work.shadow_q : work.q) + int64_t{row} * round_up(dim, kLanes);
 }
 
-// Scores of all rows against G vectors of keys of one kind that begin with key `first` of the split.
-template <class T, int G>
+// Calls use(constant) with the dimensions of most models, which unroll the loop over them (a fifth faster
+// with two rows), or with 0.
+template <class Fn>
+SGLANG_ER_INLINE void with_dim(int dim, const Fn& use) {
+  if (dim == 128) return use(std::integral_constant<int, 128>{});
+  if (dim == 64) return use(std::integral_constant<int, 64>{});
+  use(std::integral_constant<int, 0>{});
+}
+
+// Scores of all rows against sixteen keys of one kind that begin with key `first` of the split. The rows
+// kAhead further on are asked for meanwhile.
+template <class T>
 void score_keys(const Tile& tile, const Workspace& work, int dim, int64_t base, int first,
-                const uint8_t* const* rows, Lookahead& ahead) {
-  const float* q = std::is_same_v<T, Int4> ? work.rotated : work.q;
-  if (tile.rows <= kStreamRows && Packing<T>::row_bytes(dim) % kStepBytes == 0) {
-    each_pass<kStreamRows, G>(tile, work, base, first, [&](auto count, int row) {
-      score_from_rows<T, count(), G>(rows, q + int64_t{row} * dim, dim, work.key_scales + first,
-                                     work.scores + int64_t{row} * kSplitKeys + first);
-    });
-    return;
-  }
-  for (int g = 0; g < G; ++g) fill_keys<T>(rows + g * kLanes, dim, work.panel + g * kLanes, ahead);
-  score_panel<G>(tile, work, q, dim, base, first, ahead);
+                const uint8_t* const* rows) {
+  score_passes<folded(keys_at_once(kScoreRows))>(
+      tile, work, base, first, [&](auto count, int row, float* lanes) {
+        constexpr int kKeys = keys_at_once(count());
+        const float* q = queries_for<T>(work, dim, row);
+        with_dim(dim, [&](auto constant) {
+          for (int key = 0; key < kLanes; key += kKeys) {
+            for (int g = 0; row == 0 && g < kKeys; ++g) {
+              for (int64_t offset = 0; offset < Packing<T>::row_bytes(dim); offset += 64)
+                prefetch(rows[kAhead + key + g] + offset);
+            }
+            dot_keys<T, count(), kKeys, constant()>(rows + key, q, dim, lanes + key * kLanes);
+          }
+        });
+      });
 }
 
-// One vector of keys of which some (T) lie in the pool and some (S) in the shadow. Widening changes no bit of
-// a key, so a key of the pool gets the score that it has among its own kind.
+// The same where some keys (T) lie in the pool and some (S) in the shadow.
 template <class T, class S>
 void score_mixed_keys(const Tile& tile, const Workspace& work, int dim, int64_t base, int first,
-                      const uint8_t* const* rows, Lookahead& ahead) {
-  const uint8_t* wide[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    float* out = work.wide + i * dim;
-    wide[i] = reinterpret_cast<const uint8_t*>(out);
-    if (work.in_shadow[first + i]) {
-      widen_key<S>(rows[i], dim, out);
-    } else {
-      widen_key<T>(rows[i], dim, out);
-    }
-  }
-  fill_keys<float>(wide, dim, work.panel, ahead);
-  score_panel<1>(tile, work, work.q, dim, base, first, ahead);
-  if constexpr (std::is_same_v<S, Int4>) {
-    float* plain = work.wide + kLanes * dim;
-    for (int row = 0; row < tile.rows; ++row)
-      store(plain + row * kLanes, load(work.scores + int64_t{row} * kSplitKeys + first));
-    score_panel<1>(tile, work, work.rotated, dim, base, first, ahead);
-    for (int row = 0; row < tile.rows; ++row) {
-      for (int i = 0; i < kLanes; ++i) {
-        if (!work.in_shadow[first + i])
-          work.scores[int64_t{row} * kSplitKeys + first + i] = plain[row * kLanes + i];
+                      const uint8_t* const* rows) {
+  score_passes<1>(tile, work, base, first, [&](auto count, int row, float* lanes) {
+    const auto score = [&](auto* type, int key) {
+      using Kind = std::remove_pointer_t<decltype(type)>;
+      dot_keys<Kind, count(), 1, 0>(rows + key, queries_for<Kind>(work, dim, row), dim, lanes + key * kLanes);
+    };
+    for (int key = 0; key < kLanes; ++key) {
+      if (work.in_shadow[first + key]) {
+        score(static_cast<S*>(nullptr), key);
+      } else {
+        score(static_cast<T*>(nullptr), key);
       }
     }
-  }
+  });
 }
 
 // p * 0 is NaN for a NaN, which exp() does not keep.

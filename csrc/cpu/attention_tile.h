@@ -2,7 +2,7 @@
 // context: scores, softmax and the weighted sum of values.
 //
 // A split is kSplitKeys keys that begin at a multiple of kSplitKeys. For it, every row's arithmetic is fixed:
-//   scores  one key per lane, products added in the order of the dimensions
+//   scores  one dimension per lane, vectors of products added in their order, then across lanes
 //   softmax p = exp(score - largest of the split), summed lane by lane, then across lanes
 //   values  one dimension per lane, p * value added in the order of the keys
 // Rows, panels and vectors of keys only group what is independent, so a row gets the same bits whatever other
@@ -43,31 +43,26 @@ SGLANG_ER_INLINE void by_kind(const PagedAttentionCall& call, const Workspace& w
   mixed();
 }
 
-template <int G>
-SGLANG_ER_INLINE void score_vectors(const PagedAttentionCall& call, const Tile& tile, const Workspace& work,
-                                    int64_t base, int first, const uint8_t* const* rows, Lookahead& ahead) {
+// Scores of sixteen keys that begin with key `first` of the split.
+SGLANG_ER_INLINE void score_vector(const PagedAttentionCall& call, const Tile& tile, const Workspace& work,
+                                   int64_t base, int first, const uint8_t* const* rows) {
   by_kind(
-      call, work, first, G * kLanes,
+      call, work, first, kLanes,
       [&](bool in_shadow) {
         with_storage(call, in_shadow, [&](auto* type) {
           using T = std::remove_pointer_t<decltype(type)>;
-          score_keys<T, G>(tile, work, call.head_dim, base, first, rows, ahead);
+          score_keys<T>(tile, work, call.head_dim, base, first, rows);
         });
       },
       [&] {
-        if constexpr (G > 1) {
-          for (int g = 0; g < G; ++g)
-            score_vectors<1>(call, tile, work, base, first + g * kLanes, rows + g * kLanes, ahead);
-        } else {
-          with_type(call.kv_type, [&](auto* pool) {
-            with_storage(call, true, [&](auto* shadow) {
-              using T = std::remove_pointer_t<decltype(pool)>;
-              using S = std::remove_pointer_t<decltype(shadow)>;
-              if constexpr (std::is_same_v<S, int8_t> || std::is_same_v<S, Int4>)
-                score_mixed_keys<T, S>(tile, work, call.head_dim, base, first, rows, ahead);
-            });
+        with_type(call.kv_type, [&](auto* pool) {
+          with_storage(call, true, [&](auto* shadow) {
+            using T = std::remove_pointer_t<decltype(pool)>;
+            using S = std::remove_pointer_t<decltype(shadow)>;
+            if constexpr (std::is_same_v<S, int8_t> || std::is_same_v<S, Int4>)
+              score_mixed_keys<T, S>(tile, work, call.head_dim, base, first, rows);
           });
-        }
+        });
       });
 }
 
@@ -108,21 +103,8 @@ SGLANG_ER_INLINE void attend_split(const PagedAttentionCall& call, const Tile& t
     find_shadow_rows(call, tile, base, next, keys, work);
   }
 
-  // Keys that are read straight from the pool come in quarters of a line from every row, and rows lie a power
-  // of two apart: the lines of 32 rows do not fit the few sets of L1 that they fall on, those of 16 do (8192
-  // tokens of eight heads: a quarter faster). Rows of the shadow are shorter.
-  const bool one_by_one = tile.rows <= kStreamRows && call.shadow.bits == 0;
-  Lookahead ahead{key_rows + kAhead, value_rows + kAhead, row_bytes(call, call.head_dim)};
-  for (int k = keys.first; k < keys.last; k += kPanelKeys) {
-    const uint8_t* const* rows = key_rows + (k - keys.first);
-    const bool two = keys.last - k > kLanes;
-    if (two && !one_by_one) {
-      score_vectors<2>(call, tile, work, base, k, rows, ahead);
-      continue;
-    }
-    score_vectors<1>(call, tile, work, base, k, rows, ahead);
-    if (two) score_vectors<1>(call, tile, work, base, k + kLanes, rows + kLanes, ahead);
-  }
+  for (int k = keys.first; k < keys.last; k += kLanes)
+    score_vector(call, tile, work, base, k, key_rows + (k - keys.first));
 
   for (int row = 0; row < tile.rows; ++row) {
     const Span& visible = work.visible[row];
@@ -141,7 +123,7 @@ SGLANG_ER_INLINE void attend_split(const PagedAttentionCall& call, const Tile& t
     for (int d = 0; d < width; d += kLanes) store(work.split.values + int64_t{row} * width + d, zero());
   }
 
-  ahead = {value_rows + kAhead, value_rows + count + kAhead, row_bytes(call, call.value_dim)};
+  Lookahead ahead{value_rows + kAhead, value_rows + count + kAhead, row_bytes(call, call.value_dim)};
   for (int k = keys.begin; k < keys.end; k += kPanelKeys) {
     const int some = keys.end - k < kPanelKeys ? keys.end - k : kPanelKeys;
     add_panel(call, tile, work, base, k, some, value_rows + (k - keys.first), ahead);

@@ -14,16 +14,19 @@ inline constexpr int kSplitKeys = 512;
 inline constexpr int kTileRows = 64;
 inline constexpr int kAhead = 32;  // rows between the one that is read and the one that is asked for
 
-// What the registers hold at once: rows for scores from a panel and from the pool; rows of values, and
-// vectors of values for that many rows.
+// What the registers hold at once: rows for scores, and keys for that many rows; rows of values, and vectors
+// of values for that many rows.
 #if defined(__AVX512F__)
-inline constexpr int kScoreRows = 8, kStreamRows = 8, kValueRows = 8;
+inline constexpr int kScoreRows = 4, kValueRows = 8;
+constexpr int keys_at_once(int rows) { return rows == 1 ? 8 : 4; }
 constexpr int value_vectors(int rows) { return rows <= 2 ? 8 : rows <= 4 ? 4 : 2; }
 #elif defined(__AVX2__)
-inline constexpr int kScoreRows = 2, kStreamRows = 2, kValueRows = 2;
+inline constexpr int kScoreRows = 2, kValueRows = 2;
+constexpr int keys_at_once(int) { return 2; }
 constexpr int value_vectors(int rows) { return rows == 1 ? 4 : 2; }
 #else
-inline constexpr int kScoreRows = 1, kStreamRows = 1, kValueRows = 1;
+inline constexpr int kScoreRows = 1, kValueRows = 1;
+constexpr int keys_at_once(int) { return 1; }
 constexpr int value_vectors(int) { return 2; }
 #endif
 
@@ -69,11 +72,10 @@ struct Partial {
 };
 
 struct Workspace {
-  float* q;        // [rows][head_dim]
-  float* rotated;  // the same, rotated as the keys of an int4 shadow are
-  float* scores;   // [rows][kSplitKeys]
-  float* panel;    // keys [head_dim][kPanelKeys] or values [kPanelKeys][padded value_dim]
-  float* wide;     // [kLanes][head_dim] keys of both kinds, then scores [rows][kLanes]
+  float* q;         // [rows][padded head_dim], for keys of the pool, split as they are
+  float* shadow_q;  // the same for keys of the shadow, rotated as they are
+  float* scores;    // [rows][kSplitKeys]
+  float* panel;     // values [kPanelKeys][padded value_dim]
   const uint8_t* rows[2 * kSplitKeys + kAhead];  // keys, values, keys that come next
   float key_scales[kSplitKeys];
   float value_scales[kSplitKeys];  // written if there is a shadow

@@ -14,7 +14,6 @@ struct Avx2 {
   static constexpr bool kNear = false;
   static constexpr bool unrolls(int) { return false; }  // GCC would keep sums on the stack: 25 % at 8 rows
   static constexpr int64_t kStripeRows = 16;
-  static constexpr bool kFolds = false;
 
   SGLANG_ER_INLINE static __m256i words(const BFloat16* weights) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
@@ -32,10 +31,6 @@ struct Avx2 {
   }
   SGLANG_ER_INLINE static Floats odd(const BFloat16* weights) {
     return {high(words(weights)), high(words(weights + 16))};
-  }
-  template <int>
-  SGLANG_ER_INLINE static Floats sum16(const float* vectors) {
-    return sum16_one_by_one(vectors);
   }
   SGLANG_ER_INLINE static void hold(Floats&) {}
 };

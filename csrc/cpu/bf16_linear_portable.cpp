@@ -15,17 +15,12 @@ struct Portable {
   static constexpr bool kNear = false;
   static constexpr bool unrolls(int) { return false; }
   static constexpr int64_t kStripeRows = 16;
-  static constexpr bool kFolds = false;
 
   SGLANG_ER_INLINE static Floats even(const BFloat16* weights) {
     return each_lane([=](int i) { return to_float(weights[2 * i]); });
   }
   SGLANG_ER_INLINE static Floats odd(const BFloat16* weights) {
     return each_lane([=](int i) { return to_float(weights[2 * i + 1]); });
-  }
-  template <int>
-  SGLANG_ER_INLINE static Floats sum16(const float* vectors) {
-    return sum16_one_by_one(vectors);
   }
   SGLANG_ER_INLINE static void hold(Floats&) {}
 };

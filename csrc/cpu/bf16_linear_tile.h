@@ -11,7 +11,7 @@
 // rows_at_once(T), R; kStripeRows, see bf16_linear.h; prefetches(T), whether this code prefetches at all;
 // kNear, whether it prefetches into L1 where x is one tile, lead(T, whole) rows of W ahead (else, and with
 // more tiles: the same rows of the slice that follows, into L2); follows(T), whether it then asks for whole
-// rows in the order of memory; unrolls(T), two steps at a time; kFolds, fold() pays.
+// rows in the order of memory; unrolls(T), two steps at a time.
 //
 // Included by bf16_linear.h; everything is local to the translation unit (anonymous namespace).
 #pragma once
@@ -21,6 +21,7 @@
 #include <type_traits>
 
 #include "bf16_linear_op.h"
+#include "sum16.h"
 #include "vec.h"
 
 namespace sglang_er::cpu {
@@ -156,7 +157,7 @@ void accumulate(const W* weight, int64_t stride, Slice slice, const PanelX<P, W>
         Floats rows[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) rows[r] = acc[r][t];
-        store(place(sums, t, 0), P::fold(rows));
+        store(place(sums, t, 0), fold<R>(rows));
       }
       return;
     }
@@ -187,7 +188,7 @@ void store_rows(const Bf16LinearCall& call, const float* sums, Block block, int6
   const Bias* bias = call.bias == nullptr ? nullptr : static_cast<const Bias*>(call.bias) + block.first;
   Out* out = static_cast<Out*>(call.out) + first * call.out_stride + block.first;
   for (int t = 0; t < rows; ++t, out += call.out_stride, sums += kBlockRows * kLanes) {
-    Floats values = P::template sum16<F>(sums);
+    Floats values = sum16<F>(sums);
     if (block.rows == kBlockRows) {
       if (bias != nullptr) values = add(values, load(bias));
       store(out, values);
@@ -207,7 +208,7 @@ template <class P, int T, class W>
 void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice slice,
                 const Tile<PanelX<P, W>>& tile, float* sums, const W* next) {
   constexpr int R = P::rows_at_once(T);
-  constexpr int F = P::kFolds ? R : 1;  // rows of W to a vector of sums
+  constexpr int F = kFolds ? R : 1;  // rows of W to a vector of sums
   static_assert(kBlockRows % R == 0);
   const int64_t stride = call.weight_stride;
   if (slice.last) {  // the lines that will be stored may be another core's
@@ -256,7 +257,7 @@ void slice_tile(const Bf16LinearCall& call, const W* weight, Block block, Slice 
         Floats rows[R];
         for (int r = 0; r < R; ++r)
           rows[r] = whole + r < block.rows ? load(place(sums, t, whole + r)) : zero();
-        store(place(sums, t, whole), P::fold(rows));
+        store(place(sums, t, whole), fold<R>(rows));
       }
     }
   }
@@ -275,13 +276,6 @@ void slice_tile_of(int tile_rows, const Args&... args) {
     if (tile_rows < T) return slice_tile_of<P, W, T - 1>(tile_rows, args...);
   }
   slice_tile<P, T, W>(args...);
-}
-
-// The sums of sixteen vectors that lie one after the other.
-SGLANG_ER_INLINE Floats sum16_one_by_one(const float* vectors) {
-  float sums[kLanes];
-  for (int i = 0; i < kLanes; ++i) sums[i] = sum(load(vectors + i * kLanes));
-  return load(sums);
 }
 
 }  // namespace

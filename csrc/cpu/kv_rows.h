@@ -1,4 +1,4 @@
-// Rows of a KV pool as fp32 panels: keys as columns (one key per lane), values as they lie.
+// Rows of a KV pool, and of its shadow, as fp32 vectors of sixteen dimensions.
 #pragma once
 
 #include <cstdint>
@@ -6,14 +6,13 @@
 #include <type_traits>
 
 #include "dtype.h"
-#include "unrolled.h"
+#include "int4.h"
 #include "vec.h"
-#include "words.h"
 
 namespace sglang_er::cpu {
 namespace {
 
-inline constexpr int kPanelKeys = 32;  // keys in a panel: two vectors of scores per query row
+inline constexpr int kPanelKeys = 32;  // keys whose values share a panel
 
 // Into L2: a pool's rows, often a power of two apart, fall on few sets of L1.
 SGLANG_ER_INLINE void prefetch(const uint8_t* address) { __builtin_prefetch(address, 0, 2); }
@@ -35,52 +34,18 @@ struct Lookahead {
   }
 };
 
-// How a row of a pool is stored: kPerWord dimensions, in order, in each 32-bit word.
+// How a row of a pool is stored.
 template <class T>
 struct Packing {
-  static constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
   static constexpr int64_t row_bytes(int dim) { return static_cast<int64_t>(dim) * sizeof(T); }
 };
 
 template <>
 struct Packing<Int4> {
-  static constexpr int kPerWord = 8;
   static constexpr int64_t row_bytes(int dim) { return dim / 2; }
 };
 
-// panel[d][0..15] = dimension d of the sixteen rows; panel rows are kPanelKeys apart.
-template <class T>
-void fill_keys(const uint8_t* const* rows, int dim, float* panel, Lookahead& ahead) {
-  constexpr int kPerWord = Packing<T>::kPerWord;
-  const int64_t bytes = Packing<T>::row_bytes(dim);
-  const auto fill_step = [](const uint8_t* const* rows, int64_t offset, int count, float* out) {
-    Words words[kStepWords];
-    load_columns(rows, offset, words);
-    unrolled<kStepWords>([&](auto w) {
-      unrolled<kPerWord>([&](auto j) {
-        constexpr int d = w() * kPerWord + j();
-        if (d < count) store(out + d * kPanelKeys, element<j()>(words[w()], static_cast<T*>(nullptr)));
-      });
-    });
-  };
-  constexpr int kStep = kStepWords * kPerWord;
-  int d = 0;
-  for (; d + kStep <= dim; d += kStep) {
-    ahead.ask(1);
-    fill_step(rows, Packing<T>::row_bytes(d), kStep, panel + d * kPanelKeys);
-  }
-  if (d == dim) return;
-  alignas(64) uint8_t copies[kLanes][kStepBytes] = {};
-  const uint8_t* steps[kLanes];
-  for (int row = 0; row < kLanes; ++row) {
-    const int64_t begin = Packing<T>::row_bytes(d);
-    std::memcpy(copies[row], rows[row] + begin, static_cast<size_t>(bytes - begin));
-    steps[row] = copies[row];
-  }
-  fill_step(steps, 0, dim - d, panel + d * kPanelKeys);
-}
-
-// Dimensions [16 v, 16 v + 16) of a row of values, all of them there.
+// Dimensions [16 v, 16 v + 16) of a row, all of them there; for int4 of a row of values.
 template <class T>
 SGLANG_ER_INLINE Floats load_value(const uint8_t* row, int v) {
   return load(reinterpret_cast<const T*>(row) + v * kLanes);
@@ -92,7 +57,42 @@ SGLANG_ER_INLINE Floats load_value<Int4>(const uint8_t* row, int v) {
   return v % 2 == 0 ? low : high;
 }
 
-// The last, incomplete vector of a row of `dim` values, zero behind them.
+// Keys of these types come two vectors at a time: of 32 dimensions the even ones and the odd ones, which
+// takes no shuffle. Rows of q that meet them lie the same way (split_row).
+template <class T>
+constexpr bool split = std::is_same_v<T, BFloat16> || std::is_same_v<T, Int4>;
+
+SGLANG_ER_INLINE void load_split(const BFloat16* key, Floats& even, Floats& odd) {
+#if defined(__AVX512F__)
+  const __m512i words = _mm512_loadu_si512(key);  // little-endian: the even element is a word's low half
+  even = {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
+  odd = {_mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-0x10000)))};
+#elif defined(__AVX2__)
+  const auto* words = reinterpret_cast<const __m256i*>(key);
+  const auto high = [](__m256i pair) {
+    return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(-0x10000)));
+  };
+  const __m256i first = _mm256_loadu_si256(words), last = _mm256_loadu_si256(words + 1);
+  even = {_mm256_castsi256_ps(_mm256_slli_epi32(first, 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(last, 16))};
+  odd = {high(first), high(last)};
+#else
+  even = each_lane([&](int i) { return to_float(key[2 * i]); });
+  odd = each_lane([&](int i) { return to_float(key[2 * i + 1]); });
+#endif
+}
+SGLANG_ER_INLINE void load_split(const Int4* key, Floats& even, Floats& odd) { load_levels(key, even, odd); }
+
+// Of every 32 elements the even ones first; a rest stays as it is.
+SGLANG_ER_INLINE void split_row(float* row, int dim) {
+  for (float* const end = row + dim / (2 * kLanes) * 2 * kLanes; row < end; row += 2 * kLanes) {
+    float block[2 * kLanes];
+    std::memcpy(block, row, sizeof(block));
+    for (int d = 0; d < 2 * kLanes; ++d) row[d % 2 * kLanes + d / 2] = block[d];
+  }
+}
+
+// The last, incomplete vector of a row of `dim` elements, zero behind them.
 template <class T>
 SGLANG_ER_INLINE Floats load_last_value(const uint8_t* row, int dim) {
   return load_first(reinterpret_cast<const T*>(row) + dim / kLanes * kLanes, dim % kLanes);
@@ -100,20 +100,6 @@ SGLANG_ER_INLINE Floats load_last_value(const uint8_t* row, int dim) {
 template <>
 SGLANG_ER_INLINE Floats load_last_value<Int4>(const uint8_t*, int) {
   return zero();  // dim is a multiple of kInt4DimMultiple
-}
-
-// A key row in fp32, with the levels of a quantized one not yet scaled.
-template <class T>
-SGLANG_ER_INLINE void widen_key(const uint8_t* row, int dim, float* out) {
-  const T* elements = reinterpret_cast<const T*>(row);
-  if constexpr (std::is_same_v<T, Int4>) {
-    for (int d = 0; d < dim; ++d)
-      out[d] = static_cast<float>(elements[d / 2].pair >> (d % 2 * 4) & 15) - 7.5f;
-  } else if constexpr (std::is_same_v<T, int8_t>) {
-    for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(elements[d]);
-  } else {
-    for (int d = 0; d < dim; ++d) out[d] = to_float(elements[d]);
-  }
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -57,11 +58,11 @@ SGLANG_ER_INLINE Workspace* take_workspace(Arena& arena, const PagedAttentionCal
   const int width = round_up(call.value_dim, kLanes);
   Workspace space{};
   Workspace* work = arena.take<Workspace>(1);
-  space.q = arena.take<float>(int64_t{rows} * call.head_dim);
-  if (call.shadow.bits == 4) space.rotated = arena.take<float>(int64_t{rows} * call.head_dim);
-  if (call.shadow.bits != 0) space.wide = arena.take<float>(kLanes * (call.head_dim + rows));
+  space.q = arena.take<float>(int64_t{rows} * round_up(call.head_dim, kLanes));
+  if (call.shadow.bits != 0)
+    space.shadow_q = arena.take<float>(int64_t{rows} * round_up(call.head_dim, kLanes));
   space.scores = arena.take<float>(int64_t{rows} * kSplitKeys);
-  space.panel = arena.take<float>(int64_t{kPanelKeys} * (call.head_dim > width ? call.head_dim : width));
+  space.panel = arena.take<float>(int64_t{kPanelKeys} * width);
   space.split = take_partial(arena, rows, width);
   space.total = take_partial(arena, rows, width);
   if (work != nullptr) *work = space;
@@ -138,7 +139,7 @@ SGLANG_ER_INLINE void write_rows(const PagedAttentionCall& call, const Tile& til
 }
 
 SGLANG_ER_INLINE void load_tile(const PagedAttentionCall& call, const Tile& tile, Workspace& work) {
-  const int group = call.q_heads / call.kv_heads, dim = call.head_dim;
+  const int group = call.q_heads / call.kv_heads, dim = call.head_dim, width = round_up(dim, kLanes);
   for (int row = 0; row < tile.rows; ++row) {
     work.visible[row] = visible_keys(call, tile.request, tile.first_row + row);
     const int64_t token = call.query_begin[tile.request] + (tile.first_row + row) / group;
@@ -146,12 +147,19 @@ SGLANG_ER_INLINE void load_tile(const PagedAttentionCall& call, const Tile& tile
     const int64_t offset = token * call.q_stride + head * dim;
     with_type(call.q_type, [&](auto* type) {
       const auto* q = static_cast<decltype(type)>(const_cast<void*>(call.q)) + offset;
-      for (int d = 0; d < dim; ++d) work.q[int64_t{row} * dim + d] = to_float(q[d]);
+      float* values = work.q + int64_t{row} * width;
+      for (int d = 0; d < width; ++d) values[d] = d < dim ? to_float(q[d]) : 0.0f;
     });
-    if (call.shadow.bits != 4) continue;
-    float* rotated = work.rotated + int64_t{row} * dim;
-    for (int d = 0; d < dim; ++d) rotated[d] = work.q[int64_t{row} * dim + d];
-    rotate(rotated, dim);
+    float* q = work.q + int64_t{row} * width;
+    if (call.shadow.bits != 0) {
+      float* shadow_q = work.shadow_q + int64_t{row} * width;
+      std::memcpy(shadow_q, q, width * sizeof(float));
+      if (call.shadow.bits == 4) {
+        rotate(shadow_q, dim);
+        split_row(shadow_q, dim);
+      }
+    }
+    if (call.kv_type == DType::kBFloat16) split_row(q, dim);
   }
 }
 
