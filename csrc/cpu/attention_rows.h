@@ -53,8 +53,8 @@ SGLANG_ER_INLINE const int32_t* slots_of(const PagedAttentionCall& call, const T
 
 // Lanes beside the keys that the tile sees repeat the first of these. Behind the values follow the next keys,
 // to be asked for ahead of time.
-SGLANG_ER_INLINE void complete_rows(const PagedAttentionCall& call, const Tile& tile, const SplitKeys& keys,
-                                    int64_t next_position, const HeadRows& next_rows, Workspace& work) {
+SGLANG_ER_INLINE void complete_rows(const PagedAttentionCall& call, const SplitKeys& keys, const Next& next,
+                                    const HeadRows& next_rows, Workspace& work) {
   const int count = keys.last - keys.first, seen = keys.begin - keys.first;
   const uint8_t** value_rows = work.rows + count;
   for (int k = 0; k < count; ++k) {
@@ -63,11 +63,11 @@ SGLANG_ER_INLINE void complete_rows(const PagedAttentionCall& call, const Tile& 
     work.rows[k] = work.rows[seen];
     value_rows[k] = value_rows[seen];
   }
-  const int32_t* slots = slots_of(call, tile);
-  if (next_position < tile.keys.begin) next_position = tile.keys.begin;
-  for (int k = 0; k < kAhead; ++k, ++next_position)
-    value_rows[count + k] =
-        next_rows[slots[next_position < tile.keys.end ? next_position : tile.keys.end - 1]];
+  const int32_t* slots = slots_of(call, next.tile);
+  const Span& seen_next = next.tile.keys;
+  int64_t position = next.position < seen_next.begin ? seen_next.begin : next.position;
+  for (int k = 0; k < kAhead; ++k, ++position)
+    value_rows[count + k] = next_rows[slots[position < seen_next.end ? position : seen_next.end - 1]];
 }
 
 SGLANG_ER_INLINE void find_pool_rows(const PagedAttentionCall& call, const Tile& tile, int64_t base,
@@ -82,8 +82,8 @@ SGLANG_ER_INLINE void find_pool_rows(const PagedAttentionCall& call, const Tile&
     value_rows[k] = pool_values[slots[k]];
   }
   for (int k = keys.first; k < keys.last; ++k) work.key_scales[k] = call.scale;
-  complete_rows(call, tile, keys, next.position,
-                pool_rows(call, call.keys, call.key_stride, call.head_dim, next.kv_head), work);
+  complete_rows(call, keys, next,
+                pool_rows(call, call.keys, call.key_stride, call.head_dim, next.tile.kv_head), work);
 }
 
 SGLANG_ER_INLINE void find_shadow_rows(const PagedAttentionCall& call, const Tile& tile, int64_t base,
@@ -108,8 +108,7 @@ SGLANG_ER_INLINE void find_shadow_rows(const PagedAttentionCall& call, const Til
     work.key_scales[k] = quantized ? call.scale * bf16_to_float(shadow.key_scales[scale]) : call.scale;
     work.value_scales[k] = quantized ? bf16_to_float(shadow.value_scales[scale]) : 1.0f;
   }
-  complete_rows(call, tile, keys, next.position, shadow_rows(call, shadow.keys, call.head_dim, next.kv_head),
-                work);
+  complete_rows(call, keys, next, shadow_rows(call, shadow.keys, call.head_dim, next.tile.kv_head), work);
 }
 
 }  // namespace

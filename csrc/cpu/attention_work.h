@@ -59,9 +59,10 @@ struct Tile {
   Span keys;  // positions that any row sees
 };
 
-// The keys that will be read after a split: of that KV head, from that position on.
+// What will be read after a split: keys of a tile from a position on.
 struct Next {
-  int64_t position, kv_head;
+  const Tile& tile;
+  int64_t position;
 };
 
 // Softmax over some keys, not yet divided by its sum, and the values weighted with it.
@@ -72,15 +73,15 @@ struct Partial {
 };
 
 struct Workspace {
-  float* q;         // [rows][padded head_dim], for keys of the pool, split as they are
-  float* shadow_q;  // the same for keys of the shadow, rotated as they are
-  float* scores;    // [rows][kSplitKeys]
-  float* panel;     // values [kPanelKeys][padded value_dim]
-  const uint8_t* rows[2 * kSplitKeys + kAhead];  // keys, values, keys that come next
-  float key_scales[kSplitKeys];
-  float value_scales[kSplitKeys];  // written if there is a shadow
-  uint8_t in_shadow[kSplitKeys];   // where a key's rows lie; also written only then
-  Span visible[kTileRows];         // positions that a row sees
+  float* q;              // [rows][padded head_dim], for keys of the pool, split as they are
+  float* shadow_q;       // the same for keys of the shadow, rotated as they are
+  float* scores;         // [rows][kSplitKeys]
+  float* panel;          // values [kPanelKeys][padded value_dim]
+  const uint8_t** rows;  // [kSplitKeys] keys, as many values, kAhead keys that come next
+  float* key_scales;     // [kSplitKeys]
+  float* value_scales;   // [kSplitKeys], if there is a shadow
+  uint8_t* in_shadow;    // [kSplitKeys], where a key's rows lie; also only then
+  Span* visible;         // [rows], positions that a row sees
   Partial split;
   Partial total;
 };

@@ -88,7 +88,8 @@ SGLANG_ER_INLINE void split_row(float* row, int dim) {
   for (float* const end = row + dim / (2 * kLanes) * 2 * kLanes; row < end; row += 2 * kLanes) {
     float block[2 * kLanes];
     std::memcpy(block, row, sizeof(block));
-    for (int d = 0; d < 2 * kLanes; ++d) row[d % 2 * kLanes + d / 2] = block[d];
+    for (int d = 0; d < kLanes; ++d) row[d] = block[2 * d];
+    for (int d = 0; d < kLanes; ++d) row[kLanes + d] = block[2 * d + 1];
   }
 }
 

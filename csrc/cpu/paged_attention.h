@@ -59,10 +59,16 @@ SGLANG_ER_INLINE Workspace* take_workspace(Arena& arena, const PagedAttentionCal
   Workspace space{};
   Workspace* work = arena.take<Workspace>(1);
   space.q = arena.take<float>(int64_t{rows} * round_up(call.head_dim, kLanes));
-  if (call.shadow.bits != 0)
-    space.shadow_q = arena.take<float>(int64_t{rows} * round_up(call.head_dim, kLanes));
   space.scores = arena.take<float>(int64_t{rows} * kSplitKeys);
   space.panel = arena.take<float>(int64_t{kPanelKeys} * width);
+  space.rows = arena.take<const uint8_t*>(2 * kSplitKeys + kAhead);
+  space.key_scales = arena.take<float>(kSplitKeys);
+  space.visible = arena.take<Span>(rows);
+  if (call.shadow.bits != 0) {
+    space.shadow_q = arena.take<float>(int64_t{rows} * round_up(call.head_dim, kLanes));
+    space.value_scales = arena.take<float>(kSplitKeys);
+    space.in_shadow = arena.take<uint8_t>(kSplitKeys);
+  }
   space.split = take_partial(arena, rows, width);
   space.total = take_partial(arena, rows, width);
   if (work != nullptr) *work = space;
@@ -163,25 +169,23 @@ SGLANG_ER_INLINE void load_tile(const PagedAttentionCall& call, const Tile& tile
   }
 }
 
-SGLANG_ER_INLINE void run_unit(const PagedAttentionCall& call, const Unit& unit, Workspace& work) {
+// `following` is what the same thread most likely works on next.
+SGLANG_ER_INLINE void run_unit(const PagedAttentionCall& call, const Unit& unit, const Unit& following,
+                               Workspace& work) {
   const Tile& tile = unit.tile;
   const int width = round_up(call.value_dim, kLanes);
+  const Next next{following.tile, following.first_split * kSplitKeys};
   load_tile(call, tile, work);
   if (unit.partials != nullptr) {
     const Partial own = work.split;
     work.split = {unit.partials, unit.partials + tile.rows, unit.partials + 2 * tile.rows};
-    const int64_t base = unit.first_split * kSplitKeys;
-    const bool last_head = tile.kv_head + 1 == call.kv_heads;
-    const Next next = last_head ? Next{base + kSplitKeys, 0} : Next{base, tile.kv_head + 1};
-    attend_split(call, tile, base, next, work);
+    attend_split(call, tile, unit.first_split * kSplitKeys, next, work);
     work.split = own;
     return;
   }
   for (int64_t split = 0; split < unit.splits; ++split) {
     const int64_t base = (unit.first_split + split) * kSplitKeys;
-    const bool last = split + 1 == unit.splits;
-    const int64_t head = last && tile.kv_head + 1 < call.kv_heads ? tile.kv_head + 1 : tile.kv_head;
-    attend_split(call, tile, base, {last ? tile.keys.begin : base + kSplitKeys, head}, work);
+    attend_split(call, tile, base, split + 1 == unit.splits ? next : Next{tile, base + kSplitKeys}, work);
     if (split == 0) {
       std::swap(work.split, work.total);
     } else {
@@ -255,7 +259,8 @@ SGLANG_ER_INLINE void run_paged_attention(const PagedAttentionCall& call) {
   });
   parallel_for(units, threads, [&](int64_t unit, int worker) {
     auto* space = reinterpret_cast<char*>(first_space) + worker * space_bytes;
-    run_unit(call, list[unit], *reinterpret_cast<Workspace*>(space));
+    const Unit& following = list[unit + 1 < units ? unit + 1 : unit];
+    run_unit(call, list[unit], following, *reinterpret_cast<Workspace*>(space));
   });
   if (!by_split) return;
   const auto merge = [&](int64_t unit) {
