@@ -15,9 +15,16 @@
 
 namespace sglang_er::cpu {
 
-// Runs body(context) on the calling thread and, as far as they come, on up to threads - 1 helpers; returns
-// when all that began have ended. body must be complete with any number of threads, and must not throw.
-void run_team(void (*body)(void*), void* context, int threads);
+// More threads than this do not help one op.
+inline constexpr int kMaxThreads = 128;
+
+// Runs body(context, worker) on the calling thread, as worker 0, and, as far as they come, on up to threads -
+// 1 helpers, each another number below `threads`; returns when all that began have ended. body must be
+// complete with any number of threads, and must not throw. A helper fetches the first line of *context ahead
+// of time, and line 1 + worker.
+using TeamBody = void (*)(void* context, int worker);
+inline constexpr int kTeamLine = 64;
+void run_team(TeamBody body, void* context, int threads);
 
 // 64-byte aligned memory owned by the calling thread, valid until its next call. Throws std::bad_alloc.
 void* scratch(size_t bytes);
@@ -30,18 +37,12 @@ SGLANG_ER_INLINE int threads_for(int threads, int64_t bytes) {
   return threads < useful ? threads : static_cast<int>(useful);
 }
 
-// More threads than this do not help one op.
-inline constexpr int kMaxThreads = 128;
-
 // The units of one parallel_for: every thread begins with an equal part. Defined in parallel.cpp: this file
 // is compiled once for every instruction set, and of a function that several objects define inline the linker
 // keeps any one, perhaps the one with instructions that the machine lacks.
 class UnitParts {
  public:
   UnitParts(int64_t units, int threads);
-
-  // A number for the thread that asks, -1 once every number is given away: who leaves is not replaced.
-  int join();
 
   // The next unit of `worker`: of its own part, else of the part with most left. -1: nothing is left.
   int64_t next(int worker);
@@ -58,8 +59,16 @@ class UnitParts {
 
   Part parts_[kMaxThreads];
   int threads_;
-  alignas(64) std::atomic<int> workers_;
 };
+
+template <class Fn>
+void call_unit(const Fn& fn, int64_t unit, int worker) {
+  if constexpr (std::is_invocable_v<const Fn&, int64_t, int>) {
+    fn(unit, worker);
+  } else {
+    fn(unit);
+  }
+}
 
 // Calls fn(unit) for every unit in [0, units), units below 2^32, on up to `threads` threads. Every thread has
 // a run of neighbouring units, and whoever is done takes over half of what the slowest has left: one that is
@@ -67,30 +76,20 @@ class UnitParts {
 // worker) also learns which of the threads calls it, a number in [0, threads).
 template <class Fn>
 void parallel_for(int64_t units, int threads, const Fn& fn) {
-  const auto run = [](const Fn& fn, int64_t unit, int worker) {
-    if constexpr (std::is_invocable_v<const Fn&, int64_t, int>) {
-      fn(unit, worker);
-    } else {
-      fn(unit);
-    }
-  };
   if (threads > units) threads = static_cast<int>(units);
   if (threads > kMaxThreads) threads = kMaxThreads;
   if (threads <= 1) {
-    for (int64_t unit = 0; unit < units; ++unit) run(fn, unit, 0);
+    for (int64_t unit = 0; unit < units; ++unit) call_unit(fn, unit, 0);
     return;
   }
   struct Shared {
-    const Fn& fn;
-    decltype(run) call;
-    UnitParts parts;
-  } shared{fn, run, {units, threads}};
-  const auto body = [](void* context) {
+    alignas(kTeamLine) Fn fn;  // by value: one line less to fetch
+    alignas(kTeamLine) UnitParts parts;
+  } shared{fn, {units, threads}};
+  const auto body = [](void* context, int worker) {
     auto& work = *static_cast<Shared*>(context);
-    const int worker = work.parts.join();
-    if (worker < 0) return;
     for (int64_t unit = work.parts.next(worker); unit >= 0; unit = work.parts.next(worker))
-      work.call(work.fn, unit, worker);
+      call_unit(work.fn, unit, worker);
   };
   run_team(body, &shared, threads);
 }
