@@ -104,20 +104,21 @@ SGLANG_ER_INLINE void with_dim(int dim, const Fn& use) {
 template <class T>
 void score_keys(const Tile& tile, const Workspace& work, int dim, int64_t base, int first,
                 const uint8_t* const* rows) {
-  score_passes<folded(keys_at_once(kScoreRows))>(
-      tile, work, base, first, [&](auto count, int row, float* lanes) {
-        constexpr int kKeys = keys_at_once(count());
-        const float* q = queries_for<T>(work, dim, row);
-        with_dim(dim, [&](auto constant) {
-          for (int key = 0; key < kLanes; key += kKeys) {
-            for (int g = 0; row == 0 && g < kKeys; ++g) {
-              for (int64_t offset = 0; offset < Packing<T>::row_bytes(dim); offset += 64)
-                prefetch(rows[kAhead + key + g] + offset);
-            }
-            dot_keys<T, count(), kKeys, constant()>(rows + key, q, dim, lanes + key * kLanes);
-          }
-        });
-      });
+  constexpr int F = folded(keys_at_once(kScoreRows));
+  score_passes<F>(tile, work, base, first, [&](auto count, int row, float* lanes) {
+    constexpr int kKeys = keys_at_once(count());
+    static_assert(folded(kKeys) == F && kLanes % kKeys == 0);
+    const float* q = queries_for<T>(work, dim, row);
+    with_dim(dim, [&](auto constant) {
+      for (int key = 0; key < kLanes; key += kKeys) {
+        for (int g = 0; row == 0 && g < kKeys; ++g) {
+          for (int64_t offset = 0; offset < Packing<T>::row_bytes(dim); offset += 64)
+            prefetch(rows[kAhead + key + g] + offset);
+        }
+        dot_keys<T, count(), kKeys, constant()>(rows + key, q, dim, lanes + key * kLanes);
+      }
+    });
+  });
 }
 
 // The same where some keys (T) lie in the pool and some (S) in the shadow.

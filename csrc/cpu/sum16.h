@@ -43,7 +43,7 @@ SGLANG_ER_INLINE __m512 fold_four(const float* vectors) {
 }
 
 // Their sums, which lie one after the other.
-template <int F = 1>
+template <int F>
 SGLANG_ER_INLINE Floats sum16(const float* vectors) {
   const __m512 a = add_eighths(fold_four<F>(vectors), fold_four<F>(vectors + 4 * kLanes));
   const __m512 b = add_eighths(fold_four<F>(vectors + 8 * kLanes), fold_four<F>(vectors + 12 * kLanes));
@@ -63,7 +63,7 @@ SGLANG_ER_INLINE Floats fold(const Floats* vectors) {
   return vectors[0];
 }
 
-template <int F = 1>
+template <int F>
 SGLANG_ER_INLINE Floats sum16(const float* vectors) {
   static_assert(F == 1);
   float sums[kLanes];
