@@ -112,6 +112,20 @@ SERVERS = {
         env=_TEST_PATH,
         command=areal_command,
     ),
+    # Only in the full matrix: SGLang's GPU attention backends with their kernels pretended. FlashAttention 3 knows one
+    # width of verify pass; FlashInfer plans on the host.
+    "fa3": ServerSpec(
+        flags=("--page-size", "16", "--max-total-tokens", "8192", "--er-executor", "wrapped"),
+        env={"SGLANG_ER_TEST_HOOK": "support.gpu_attention:install_fa3", **_TEST_PATH},
+    ),
+    "flashinfer": ServerSpec(
+        flags=("--max-total-tokens", "8192", "--chunked-prefill-size", "64", "--er-executor", "wrapped"),
+        env={
+            "SGLANG_ER_TEST_HOOK": "support.gpu_attention:install_flashinfer",
+            "SGLANG_FLASHINFER_USE_PAGED": "true",
+            **_TEST_PATH,
+        },
+    ),
     # Only in the full matrix.
     "qwen2": ServerSpec(arch="qwen2", flags=("--disable-overlap-schedule", "--max-total-tokens", "8192")),
 }

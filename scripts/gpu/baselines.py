@@ -18,7 +18,7 @@ from sglang_er.rollout.measure import jobs_of, send_all
 from .rollouts import client_of
 from .sections import Cell, Context, Options, Section, Skip
 
-KINDS = ("7b plain", "7b ngram", "7b standalone humming", "7b standalone fp8")
+KINDS = ("7b plain", "7b plain fa3", "7b plain flashinfer", "7b ngram", "7b standalone humming", "7b standalone fp8")
 BATCHES, PROMPT, OUTPUT, REPEATS = (1, 16), 1024, 128, 3
 
 

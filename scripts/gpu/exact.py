@@ -34,6 +34,8 @@ def cells(options: Options) -> Sequence[Cell]:
         Cell("fp32 seeded", partial(measure, "fp32", seeded, SEEDED_TIES)),
         Cell("bf16 greedy", partial(measure, "bf16", [greedy] * PROMPTS, None)),
         Cell("fp32 greedy, KV shadow", partial(measure, "fp32", [greedy] * PROMPTS, 0, shadow="int4")),
+        Cell("bf16 greedy, fa3", partial(measure, "bf16 fa3", [greedy] * PROMPTS, None)),
+        Cell("bf16 greedy, flashinfer", partial(measure, "bf16 flashinfer", [greedy] * PROMPTS, None)),
         Cell("fp32 greedy, fp8 KV shadow", partial(measure, "fp32", [greedy] * PROMPTS, 0, shadow="fp8")),
     ]
 

@@ -21,7 +21,7 @@ import bench_ingredients
 from sglang_er.cli.common import cache_dir, models_hash
 
 from .sections import Cell, Context, Options, Section, Skip, shortened
-from .servers import GPU_FLAGS, OURS
+from .servers import GPU_FLAGS, OURS, TRITON
 
 SCRIPTS = Path(__file__).parent.parent
 # 6.5 million weights, 13 MB.
@@ -31,7 +31,10 @@ TRAINING = (
 )
 DRY_TRAINING = ("--hidden", "64", "--layers", "2", "--batch-tokens", "1024", "--minutes", "0.05")
 # Whole passes, which read a KV shadow, without recording them: it is not speed that is measured here.
-SERVER_FLAGS = (*GPU_FLAGS, *OURS, "eager", "--disable-cuda-graph", "--mem-fraction-static", "0.5")
+SERVER_FLAGS = (
+    *(*GPU_FLAGS, "--attention-backend", TRITON, *OURS, "eager"),
+    *("--disable-cuda-graph", "--mem-fraction-static", "0.5"),
+)
 TRAIN_SECONDS, MEASURE_SECONDS = 900, 1500
 
 

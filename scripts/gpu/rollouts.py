@@ -44,7 +44,9 @@ def grid() -> tuple[tuple[str, int, int], ...]:
         for batch in BATCHES
         if batch * size <= MOST_TOKENS
     ]
-    return tuple(dict.fromkeys([*FIRST, *rest]))
+    # Through the attention that SGLang itself takes on this GPU, or on others.
+    others = [(f"{kind} {name}", batch, size) for name in ("fa3", "flashinfer") for kind, batch, size in FIRST]
+    return tuple(dict.fromkeys([*FIRST, *rest, *others]))
 
 
 def measure(kind: str, batch: int, size: int, output: int, arms: str, rounds: int, context: Context) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -44,7 +45,10 @@ OURS = ("--er-kernels", "cuda,triton,reference", "--er-draft-graphs")
 # Attention in fp32 as fp32: Triton's products would be tf32, in plain decode and in verify passes differently.
 IEEE = {"TRITON_F32_DEFAULT": "ieee"}
 # On a GPU: the backends that need the fewest other packages.
-GPU_FLAGS = ("--device", "cuda", "--attention-backend", "triton", "--sampling-backend", "pytorch")
+GPU_FLAGS = ("--device", "cuda", "--sampling-backend", "pytorch")
+TRITON = "triton"
+# What another attention backend of the target needs; a machine without network may lack it.
+NEEDS = {"fa3": "sgl_kernel.flash_ops", "flashinfer": "flashinfer"}
 SMALL_FLAGS = ("--context-length", "512", "--max-total-tokens", "16384", "--random-seed", "1")
 # The rest of the memory is for the twin, the KV shadow and the graphs.
 BIG_FLAGS = (
@@ -69,12 +73,13 @@ HUMMING = {"SGLANG_HUMMING_ONLINE_QUANT_CONFIG": json.dumps({"dtype": "int4", "g
 @dataclass(frozen=True)
 class Kind:
     """How a server is started; `MODEL` among the flags is the model's folder. `eager`: without CUDA graphs unless
-    `--cuda-graph` asks for them."""
+    `--cuda-graph` asks for them. `attention`: the target's backend on a GPU."""
 
     model: str
     flags: tuple[str, ...]
     eager: bool = False
     env: dict[str, str] = field(default_factory=dict)
+    attention: str = TRITON
 
     @property
     def ours(self) -> bool:
@@ -82,11 +87,15 @@ class Kind:
         return not {"--plain", "--speculative-algorithm"} & set(self.flags)
 
 
+BF16_FLAGS = ("--dtype", "bfloat16", *SMALL_FLAGS, "--enable-deterministic-inference")
+
 KINDS = {
     "fp32": Kind(
         "flat fp32", ("--dtype", "float32", *SMALL_FLAGS, "--enable-deterministic-inference"), eager=True, env=IEEE
     ),
-    "bf16": Kind("flat bf16", ("--dtype", "bfloat16", *SMALL_FLAGS, "--enable-deterministic-inference"), eager=True),
+    "bf16": Kind("flat bf16", BF16_FLAGS, eager=True),
+    "bf16 fa3": Kind("flat bf16", BF16_FLAGS, eager=True, attention="fa3"),
+    "bf16 flashinfer": Kind("flat bf16", BF16_FLAGS, eager=True, attention="flashinfer"),
     "fp32 saver": Kind(
         "flat fp32",
         (
@@ -98,7 +107,11 @@ KINDS = {
     ),
     "1.5b": Kind("1.5b", BIG_FLAGS),
     "7b": Kind("7b", BIG_FLAGS),
+    "7b fa3": Kind("7b", BIG_FLAGS, attention="fa3"),
+    "7b flashinfer": Kind("7b", BIG_FLAGS, attention="flashinfer"),
     "7b plain": Kind("7b", ("--plain", *BIG_FLAGS)),
+    "7b plain fa3": Kind("7b", ("--plain", *BIG_FLAGS), attention="fa3"),
+    "7b plain flashinfer": Kind("7b", ("--plain", *BIG_FLAGS), attention="flashinfer"),
     "7b ngram": Kind("7b", ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "4", *BIG_FLAGS)),
     "7b standalone humming": Kind(
         "7b", (*STANDALONE_FLAGS, "--speculative-draft-model-quantization", "humming", *BIG_FLAGS), env=HUMMING
@@ -112,7 +125,7 @@ DRY = KINDS["fp32"]
 def flags_of(kind: Kind, options: Options, model: Path) -> list[str]:
     flags = [str(model) if flag == "MODEL" else flag for flag in kind.flags]
     if not options.dry_run:
-        flags += GPU_FLAGS
+        flags += [*GPU_FLAGS, "--attention-backend", kind.attention]
         eager = options.eager or (kind.eager and not options.cuda_graph)
         if eager:
             flags += ["--disable-cuda-graph"]
@@ -137,8 +150,10 @@ class Servers:
             self._server = Server(options.url, Path(os.devnull), None)  # type: ignore[arg-type]
 
     def get(self, name: str) -> Server:
-        """The server of this kind (`KINDS`). Raises Skip where it failed to start before."""
+        """The server of this kind (`KINDS`). Raises Skip where it failed to start before, or lacks a package."""
         kind = DRY if self._options.dry_run else KINDS[name]
+        if lacking := _lacks(kind):
+            raise Skip(f"there is no {lacking} here, which {kind.attention} needs")
         if self._options.url is not None or (self._running() and kind == self._kind):
             assert self._server is not None
             return self._server
@@ -195,6 +210,15 @@ class Servers:
             assert self._server is not None
             with suppress(ProcessLookupError):
                 os.killpg(self._server.process.pid, signal.SIGKILL)
+
+
+def _lacks(kind: Kind) -> str | None:
+    """A module that the kind's attention needs and that is not installed."""
+    module = NEEDS.get(kind.attention)
+    try:
+        return None if module is None or importlib.util.find_spec(module) else module
+    except ImportError:  # of the package that it is in
+        return module
 
 
 def made(model: Model) -> Path:

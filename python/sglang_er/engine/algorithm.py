@@ -10,6 +10,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from sglang_er.config import ConfigError, RolloutConfig, from_env
 from sglang_er.engine import compat, identity
+from sglang_er.engine.target_attention import CHOICE, SUPPORTED
 from sglang_er.kernels import proven
 from sglang_er.policy import cost_file
 from sglang_er.twin.kv_shadow import check_shadow
@@ -86,9 +87,10 @@ def _validate_gpu(server_args: Any, config: RolloutConfig) -> None:
     if getattr(server_args, "device", "cpu") == "cpu":
         return
     backends = [getattr(server_args, f"{phase}attention_backend", None) for phase in ("", "prefill_", "decode_")]
-    if {backend for backend in backends if backend is not None} != {"triton"}:
-        # Others read the width of a verify pass once, when they are made: shorter drafts would be verified wrongly.
-        raise ConfigError(f"{ALGORITHM}: verify passes of every length need --attention-backend triton on a GPU")
+    named = {backend for backend in backends if backend is not None}
+    # None was seen correct on a GPU yet: SGLang's own choice is not ours, it has to be asked for.
+    if not named or not named <= set(SUPPORTED):
+        raise ConfigError(f"{ALGORITHM}: verify passes of every length need {CHOICE} on a GPU")
     if getattr(server_args, "disable_cuda_graph", False):
         return
     saves_graphs = os.environ.get("SGLANG_MEMORY_SAVER_CUDA_GRAPH", "").lower() in ("1", "true")

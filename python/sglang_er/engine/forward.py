@@ -7,7 +7,7 @@ the step; the draft pass writes provisional KV there and the verify pass overwri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
@@ -20,40 +20,58 @@ if TYPE_CHECKING:
 
 
 class Chain(NamedTuple):
-    """Rows of a step: req_pool_indices [B], committed int64 [B], slots int64 [B, gamma + 1]."""
+    """Rows of a step: req_pool_indices [B], committed int64 [B], slots int64 [B, gamma + 1]. `on_host`: `committed` on
+    the CPU, where it is known there: attention backends that plan there need it."""
 
     req_pool_indices: torch.Tensor
     committed: torch.Tensor
     slots: torch.Tensor
+    on_host: torch.Tensor | None = None
 
     def first(self, gamma: int) -> Chain:
         """The chain of a draft that ended after `gamma` tokens."""
         return self._replace(slots=self.slots[:, : gamma + 1])
 
-    def rows(self, index: torch.Tensor) -> Chain:
-        return Chain(self.req_pool_indices[index], self.committed[index], self.slots[index])
+    def rows(self, rows: list[int], index: torch.Tensor) -> Chain:
+        """`index` int64: the same `rows`, where the chain is."""
+        on_host = None if self.on_host is None else self.on_host[rows]
+        return Chain(self.req_pool_indices[index], self.committed[index], self.slots[index], on_host)
 
 
-def make_chain(runner: ModelRunner, req_pool_indices: torch.Tensor, committed: torch.Tensor, gamma: int) -> Chain:
+def make_chain(
+    runner: ModelRunner,
+    req_pool_indices: torch.Tensor,
+    committed: torch.Tensor,
+    gamma: int,
+    on_host: torch.Tensor | None = None,
+) -> Chain:
     """Look up the reserved slots of positions committed .. committed + gamma."""
     positions = committed[:, None] + torch.arange(gamma + 1, device=committed.device)
     slots = runner.req_to_token_pool.req_to_token[req_pool_indices.to(torch.int64)[:, None], positions]
-    return Chain(req_pool_indices, committed, slots.to(torch.int64))
+    if committed.device.type == "cpu":
+        on_host = committed
+    return Chain(req_pool_indices, committed, slots.to(torch.int64), on_host)
+
+
+def _lengths(on_device: torch.Tensor, on_host: torch.Tensor | None) -> dict[str, Any]:
+    """What a ForwardBatch says of its rows' lengths; on the host where they are known there."""
+    return {
+        "seq_lens": on_device,
+        "seq_lens_cpu": on_host,
+        "seq_lens_sum": None if on_host is None else int(on_host.sum()),
+    }
 
 
 def draft_logits(runner: ModelRunner, chain: Chain, step: int, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [B, V] after `tokens` int64 [B] at position committed + step. The caller has switched to the twin."""
-    seq_lens = chain.committed + step + 1
-    on_host = seq_lens.device.type == "cpu"
+    on_host = None if chain.on_host is None else chain.on_host + step + 1
     batch = ForwardBatch(
         forward_mode=ForwardMode.DECODE,
         batch_size=tokens.shape[0],
         input_ids=tokens,
         req_pool_indices=chain.req_pool_indices,
-        seq_lens=seq_lens,
         out_cache_loc=chain.slots[:, step].contiguous(),
-        seq_lens_sum=int(seq_lens.sum()) if on_host else None,
-        seq_lens_cpu=seq_lens if on_host else None,
+        **_lengths(chain.committed + step + 1, on_host),
         positions=chain.committed + step,
         spec_algorithm=SpeculativeAlgorithm.NONE,
         # A DECODE batch with spec_info means something else to several attention backends.
@@ -64,22 +82,21 @@ def draft_logits(runner: ModelRunner, chain: Chain, step: int, tokens: torch.Ten
     return logits
 
 
-def make_verify_batch(chain: Chain, tokens: torch.Tensor, spec_algorithm: object) -> ForwardBatch:
+def make_verify_batch(runner: ModelRunner, chain: Chain, tokens: torch.Tensor) -> ForwardBatch:
     """Verify pass over tokens int64 [B, gamma + 1] = bonus, drafts."""
     width = tokens.shape[1]
     positions = (chain.committed[:, None] + torch.arange(width, device=tokens.device)).reshape(-1)
-    on_host = chain.committed.device.type == "cpu"
     return ForwardBatch(
         forward_mode=ForwardMode.TARGET_VERIFY,
         batch_size=tokens.shape[0],
         input_ids=tokens.reshape(-1),
         req_pool_indices=chain.req_pool_indices,
-        seq_lens=chain.committed,
         out_cache_loc=chain.slots.reshape(-1),
-        seq_lens_sum=int(chain.committed.sum()) if on_host else None,
-        seq_lens_cpu=chain.committed if on_host else None,
+        **_lengths(chain.committed, chain.on_host),
         positions=positions,
-        spec_algorithm=spec_algorithm,
-        spec_info=VerifyInput(positions=positions, draft_token_num=width),
+        spec_algorithm=runner.spec_algorithm,
+        spec_info=VerifyInput(
+            positions=positions, draft_token_num=width, slot_table=runner.req_to_token_pool.req_to_token
+        ),
         capture_hidden_mode=CaptureHiddenMode.NULL,
     )

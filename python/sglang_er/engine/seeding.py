@@ -35,8 +35,8 @@ def time_forwards(
     def measure(kind: str, size: int, gamma: int) -> float:
         drafts = max(gamma, 1)
         with _borrowed_rows(runner, size, seeding.CONTEXT + drafts + 1) as rows:
-            committed = torch.full((size,), seeding.CONTEXT, dtype=torch.int64, device=rows.device)
-            chain = forward.make_chain(runner, rows, committed, drafts)
+            on_host = torch.full((size,), seeding.CONTEXT, dtype=torch.int64)
+            chain = forward.make_chain(runner, rows, on_host.to(rows.device), drafts, on_host)
             return ranks.seconds(_seconds(runner, drafter, graphs, chain, kind))
 
     slots = runner.token_to_kv_pool_allocator.available_size()
@@ -71,7 +71,7 @@ def _seconds(
     elif kind == "draft":
         run = partial(_draft, drafter, chain, tokens[:, 0])
     else:
-        run = partial(runner.forward, forward.make_verify_batch(chain, tokens, runner.spec_algorithm))
+        run = partial(runner.forward, forward.make_verify_batch(runner, chain, tokens))
     wait = torch.get_device_module(device).synchronize if device.type != "cpu" else lambda: None
     with graphs.verifying(tokens.shape[1], batch_size) if kind == "verify" else nullcontext():
         wait()

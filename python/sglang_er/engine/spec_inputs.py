@@ -6,7 +6,7 @@ SpecInputType is a closed enum: members are borrowed, by the adapter of the SGLa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
@@ -62,10 +62,14 @@ class DraftState(SpecInput):
 
 @dataclass
 class VerifyInput(SpecInput):
-    """A chain of `draft_token_num` = gamma + 1 tokens per request; positions int64 flat [B * (gamma + 1)]."""
+    """A chain of `draft_token_num` = gamma + 1 tokens per request; positions int64 flat [B * (gamma + 1)].
+
+    slot_table: SGLang's req_to_token, int32 [rows, longest context and more].
+    """
 
     positions: torch.Tensor
     draft_token_num: int
+    slot_table: torch.Tensor
     custom_mask: torch.Tensor | None = None
     capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
     hidden_states: torch.Tensor | None = None
@@ -78,3 +82,27 @@ class VerifyInput(SpecInput):
 
     def get_spec_adjust_token_coefficient(self) -> tuple[int, int]:
         return self.draft_token_num, self.draft_token_num
+
+    def generate_attn_arg_prefill(
+        self,
+        req_pool_indices: torch.Tensor,
+        paged_kernel_lens: torch.Tensor,
+        paged_kernel_lens_sum: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        """What FlashInfer plans a verify pass from: slots of every request's context and chain, int32 [their number];
+        where those of a request begin, int32 [B + 1]; where its queries begin, int32 [B + 1]; no mask.
+
+        paged_kernel_lens: committed tokens int [B], their sum on the host. What else comes differs between versions.
+        """
+        requests, width = len(req_pool_indices), self.draft_token_num
+        device = req_pool_indices.device
+        begins = torch.zeros(requests + 1, dtype=torch.int32, device=device)
+        begins[1:] = torch.cumsum(paged_kernel_lens + width, dim=0)
+        # The sum on the host gives the size: reading it here would wait for the device.
+        places = torch.arange(paged_kernel_lens_sum + requests * width, dtype=torch.int32, device=device)
+        request = torch.searchsorted(begins[1:], places, right=True).clamp_(max=requests - 1)
+        slots = self.slot_table[req_pool_indices.to(torch.int64)[request], (places - begins[request]).to(torch.int64)]
+        queries = torch.arange(0, (requests + 1) * width, width, dtype=torch.int32, device=device)
+        return slots, begins, queries, None

@@ -1,9 +1,10 @@
-"""Which CUDA graph, if any, a target forward replays.
+"""Which CUDA graph, if any, a target forward replays, and which attention backend it goes through.
 
 SGLang records one decode graph per batch size, of one width, and replays it for whatever decode batch comes: a plain
 step would run in a verify graph. Here what SGLang records at start-up is its plain decode (gamma = 0 costs what it
-costs without us), and every verify width has a graph runner and an attention backend of its own (most backends read
-the width once, when they are made). Who runs a forward binds what belongs to it.
+costs without us), and every verify width has a graph runner and an attention backend of its own. Where a backend reads
+the width once, when it is made, passes without a graph have one for each width as well. Who runs a forward binds what
+belongs to it.
 
 Wide passes of large batches are not recorded: at MOST_ROWS rows a pass is arithmetic, and launching it is no cost.
 """
@@ -35,7 +36,8 @@ class Recorded(NamedTuple):
 class TargetGraphs:
     """`runner`: SGLang's ModelRunner; `capture(width, batch sizes)` records, and is given only where graphs are used;
     `memory()`: bytes in use. `budget`: bytes and seconds for all widths. `needs(width, batch sizes)`: bytes that are
-    known to be taken before they are."""
+    known to be taken before they are. `attention(width)` makes a backend for passes that are not recorded, where the
+    runner's own knows another width."""
 
     def __init__(
         self,
@@ -44,10 +46,12 @@ class TargetGraphs:
         memory: Callable[[], int] = lambda: 0,
         budget: tuple[int, float] = (0, 0.0),
         needs: Callable[[int, list[int]], int] = lambda width, sizes: 0,
+        attention: Callable[[int], Any] | None = None,
     ) -> None:
         self._runner, self._capture, self._memory, self._budget = runner, capture, memory, budget
-        self._needs = needs
+        self._needs, self._attention = needs, attention
         self._recorded: dict[int, Recorded] = {}
+        self._unrecorded: dict[int, Any] = {}
         self.counts = {"verify_recorded": 0, "verify_eager": 0}
         self.nbytes, self.seconds = 0, 0.0
 
@@ -80,19 +84,26 @@ class TargetGraphs:
     @contextmanager
     def verifying(self, width: int, batch_size: int) -> Iterator[None]:
         """Around a verify pass of that many tokens a request."""
-        if self._capture is None:
+        if self._capture is None and self._attention is None:
             yield
             return
         found = self._recorded.get(width)
         fits = found is not None and batch_size * width <= MOST_ROWS
         self.counts["verify_recorded" if fits else "verify_eager"] += 1
-        with bound(self._runner, found.attention if found else None, found.graphs if found and fits else None):
+        attention = found.attention if found else self._attention_of(width)
+        with bound(self._runner, attention, found.graphs if found and fits else None):
             yield
+
+    def _attention_of(self, width: int) -> Any:
+        """Made at first use: draft lengths may be changed while the server runs. None: the runner's own."""
+        if self._attention is not None and width not in self._unrecorded:
+            self._unrecorded[width] = self._attention(width)
+        return self._unrecorded.get(width)
 
     @property
     def attentions(self) -> tuple[Any, ...]:
         """Attention backends beside the runner's own."""
-        return tuple(recorded.attention for recorded in self._recorded.values())
+        return (*(recorded.attention for recorded in self._recorded.values()), *self._unrecorded.values())
 
     def describe(self) -> dict[str, object] | None:
         if self._capture is None:

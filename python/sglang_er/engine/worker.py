@@ -25,6 +25,7 @@ from sglang_er.engine.saved_memory import WEIGHTS, SavedMemory
 from sglang_er.engine.spec_inputs import DraftState
 from sglang_er.engine.stats import LaunchedStep, StepStats
 from sglang_er.engine.step_state import step_state
+from sglang_er.engine.target_attention import TargetAttention, host_lengths
 from sglang_er.engine.target_graphs import TargetGraphs
 from sglang_er.engine.weight_sync import WeightSync
 from sglang_er.twin.kv_shadow import check_shadow
@@ -122,11 +123,10 @@ class EfficientRolloutWorker(WorkerBase):
 
     def init_cuda_graphs(self) -> None:
         """The last thing that is built: from here on forwards cost what they will cost."""
+        attention = None if self.device == "cpu" else TargetAttention(self.model_runner)
         super().init_cuda_graphs()
-        if self._records:
-            from sglang_er.engine.cuda import graph_runners
-
-            self.target_graphs = graph_runners.target_graphs(self.model_runner, self.config)
+        if attention is not None:
+            self.target_graphs = self._make_target_graphs(attention)
         with torch.no_grad():
             self.target_graphs.record(self.config.gamma_max, ADAPTER.decode_graphs(), self.ranks)
             self.drafter.record(self.config.graph_seconds)
@@ -142,6 +142,14 @@ class EfficientRolloutWorker(WorkerBase):
                     self.ranks,
                 )
             self.controller.seed(timings, time.perf_counter() - began)
+
+    def _make_target_graphs(self, attention: TargetAttention) -> TargetGraphs:
+        logger.info("sglang-er: the target attends through %s", attention)
+        if not self._records:
+            return TargetGraphs(self.model_runner, attention=attention.unrecorded)
+        from sglang_er.engine.cuda import graph_runners
+
+        return graph_runners.target_graphs(self.model_runner, self.config, attention)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -219,11 +227,15 @@ class EfficientRolloutWorker(WorkerBase):
             speculating = torch.tensor(rows_to_draft, dtype=torch.int64).to(batch.seq_lens.device, non_blocking=True)
         committed = batch.seq_lens.to(torch.int64)
         bonus = batch.spec_info.bonus_tokens.to(torch.int64)
-        chain = forward.make_chain(self.model_runner, batch.req_pool_indices, committed, reach)
+        on_host = host_lengths(self.model_runner, batch)
+        chain = forward.make_chain(self.model_runner, batch.req_pool_indices, committed, reach, on_host)
         sampler = self.sampler_cls(batch.sampling_info, speculating)
         sampler.scores = self.provenance.wanted(batch)
 
-        drafted = self._draft_pass(chain, bonus, sampler, speculating, context_tokens)
+        to_draft, tokens = chain, bonus
+        if rows_to_draft is not None:
+            to_draft, tokens = chain.rows(rows_to_draft, speculating), bonus[speculating]
+        drafted = self._draft_pass(to_draft, tokens, sampler, context_tokens)
         chain, gamma = chain.first(len(drafted.tokens)), len(drafted.tokens)
         drafts = torch.stack(drafted.tokens, dim=1)
         if not self.ranks.alone:
@@ -233,9 +245,7 @@ class EfficientRolloutWorker(WorkerBase):
             filled = bonus[:, None].repeat(1, gamma)
             filled[speculating] = drafts
             drafts = filled
-        verify_batch = forward.make_verify_batch(
-            chain, torch.cat([bonus[:, None], drafts], dim=1), batch.spec_algorithm
-        )
+        verify_batch = forward.make_verify_batch(self.model_runner, chain, torch.cat([bonus[:, None], drafts], dim=1))
         ADAPTER.forget_read_event(self.model_runner)
         with self.target_graphs.verifying(gamma + 1, len(batch.reqs)):
             result = self._target_worker.forward_batch_generation(None, forward_batch=verify_batch, is_verify=True)
@@ -243,20 +253,12 @@ class EfficientRolloutWorker(WorkerBase):
         return self._commit(batch, result, verify_batch, sampler, drafted, speculating), drafted
 
     def _draft_pass(
-        self,
-        chain: forward.Chain,
-        bonus: torch.Tensor,
-        sampler: StepSampler,
-        speculating: torch.Tensor | None,
-        context_tokens: int,
+        self, chain: forward.Chain, tokens: torch.Tensor, sampler: StepSampler, context_tokens: int
     ) -> DraftedChain:
         """As many tokens as the chain has slots for, or fewer. A stop may depend on what was drafted, because all of it
         is verified, and on q; a token once sampled is never taken back."""
         self.twin.about_to_draft()
         drafted, began = DraftedChain(chain.slots.shape[1] - 1), time.perf_counter()
-        tokens = bonus
-        if speculating is not None:
-            chain, tokens = chain.rows(speculating), bonus[speculating]
         if not (self.controller.stops_early or sampler.scores):
             whole = self.drafter.whole_pass(chain, tokens, sampler, context_tokens)
             if whole is not None:

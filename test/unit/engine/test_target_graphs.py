@@ -73,6 +73,28 @@ def test_without_graphs_nothing_is_touched():
     assert graphs.describe() is None and graphs.attentions == ()
 
 
+def test_passes_without_a_graph_have_the_attention_of_their_width():
+    """Where the runner's own knows another one. Made once, at first use."""
+    runner, made = SimpleNamespace(attn_backend="own", decode_cuda_graph_runner=None), []
+    graphs = TargetGraphs(runner, attention=lambda width: made.append(width) or f"attention {width}")
+    graphs.record(7, SIZES)
+    for width in (3, 8, 3):
+        with graphs.verifying(width, 4):
+            assert seen(runner) == (f"attention {width}", None)
+        assert seen(runner) == ("own", None)
+    assert made == [3, 8] and graphs.attentions == ("attention 3", "attention 8") and graphs.describe() is None
+
+
+def test_a_width_that_was_not_recorded_has_one_too():
+    graphs, runner = make(memory_per_width=100, budget=(150, 60.0))
+    graphs._attention = lambda width: f"unrecorded {width}"
+    graphs.record(7, SIZES)
+    with graphs.verifying(2, 1):
+        assert seen(runner) == ("attention 2", "graphs 2")
+    with graphs.verifying(8, 1):
+        assert seen(runner) == ("unrecorded 8", None)
+
+
 def test_an_error_inside_leaves_the_runner_as_it_was():
     graphs, runner = make()
     graphs.record(3, SIZES)

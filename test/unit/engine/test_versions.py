@@ -207,6 +207,13 @@ def test_0523_ranks_and_shards_are_read_from_groups(monkeypatch: pytest.MonkeyPa
         assert other.shards(SimpleNamespace(tp_size=4)) == 4
 
 
+def test_0515_tells_the_width_by_the_arguments_of_the_server() -> None:
+    arguments = SimpleNamespace(speculative_num_steps=7, speculative_num_draft_tokens=8)
+    with OLD.verify_width(SimpleNamespace(server_args=arguments), 3):
+        assert vars(arguments) == {"speculative_num_steps": 2, "speculative_num_draft_tokens": 3}
+    assert vars(arguments) == {"speculative_num_steps": 7, "speculative_num_draft_tokens": 8}
+
+
 def test_0523_is_0521_in_the_rest() -> None:
     assert isinstance(NEW, v0_5_21.Sglang0521) and NEW.required == PINNED.required
 
@@ -219,7 +226,7 @@ def test_installed_borrowed_types_say_what_is_verified() -> None:
 
     tokens = torch.tensor([1, 2])
     assert not DraftState(tokens, tokens).is_verify_input()
-    verify = VerifyInput(positions=tokens, draft_token_num=2)
+    verify = VerifyInput(positions=tokens, draft_token_num=2, slot_table=tokens[None])
     assert verify.is_verify_input() and not verify.is_draft_input()
 
 

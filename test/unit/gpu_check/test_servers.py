@@ -46,7 +46,7 @@ def test_the_flags_start_a_server(name: str, options: Options, monkeypatch: pyte
     for variable, value in KINDS[name].env.items():
         monkeypatch.setenv(variable, value)
     args, resolved, drafts = parsed(flags_of(KINDS[name], options, Path("model")))
-    assert args.device == "cuda" and args.attention_backend == "triton"
+    assert args.device == "cuda" and args.attention_backend == KINDS[name].attention
     assert args.speculative_draft_model_path in (None, "model")
     assert drafts == KINDS[name].ours
     if drafts:
@@ -60,6 +60,13 @@ def test_the_ingredients_server_starts():
     assert drafts and args.disable_cuda_graph
     algorithm._validate_gpu(args, resolved)
     assert (resolved.kernels, resolved.draft_graphs) == ("cuda,triton,reference", "eager")
+
+
+def test_what_an_attention_backend_needs_is_looked_for(tmp_path: Path):
+    """No kernel of a GPU's is installed here: skipped with the reason, not started in vain."""
+    assert servers._lacks(KINDS["7b"]) is None
+    with pytest.raises(Skip, match=r"no sgl_kernel\.flash_ops here, which fa3 needs"):
+        Servers(Options(tmp_path)).get("bf16 fa3")
 
 
 def test_exactness_is_checked_without_graphs_unless_they_are_asked_for():
@@ -148,7 +155,8 @@ def test_a_given_server_is_used_for_everything(started: list[str], tmp_path: Pat
 def test_the_grid_begins_with_what_tells_most_and_holds_no_more_than_a_million_tokens():
     grid = rollouts.grid()
     assert grid[:3] == (("7b", 1, 1024), ("7b", 16, 8192), ("7b", 64, 16384))
-    assert len(set(grid)) == len(grid) == 2 * (3 * 5 - 1)
+    assert len(set(grid)) == len(grid) == 2 * (3 * 5 - 1) + 2 * 3
+    assert grid[-6:] == tuple((f"7b {kind}", *size) for kind in ("fa3", "flashinfer") for _, *size in grid[:3])
     assert max(batch * size for _, batch, size in grid) == 1 << 20
 
 

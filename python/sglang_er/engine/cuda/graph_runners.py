@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
-from sglang.srt.runtime_context import get_exec, get_spec
+from sglang.srt.runtime_context import get_exec
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_er.engine.spec_inputs import VerifyInput
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     from sglang_er.config import RolloutConfig
+    from sglang_er.engine.target_attention import TargetAttention
 
 
 class PlainDecodeRunner(DecodeCudaGraphRunner):
@@ -37,7 +38,9 @@ class VerifyRunner(DecodeCudaGraphRunner):
 
     def get_spec_info(self, num_tokens: int) -> VerifyInput:
         return VerifyInput(
-            positions=self.buffers.positions[:num_tokens], draft_token_num=self.speculative_num_draft_tokens
+            positions=self.buffers.positions[:num_tokens],
+            draft_token_num=self.speculative_num_draft_tokens,
+            slot_table=self.model_runner.req_to_token_pool.req_to_token,
         )
 
 
@@ -49,7 +52,7 @@ def prepare(runner: ModelRunner, gamma_max: int) -> None:
     runner.max_decode_logits_rows = lambda: max(max(decode.bs), MOST_ROWS, gamma_max + 1)
 
 
-def target_graphs(runner: ModelRunner, config: RolloutConfig) -> TargetGraphs:
+def target_graphs(runner: ModelRunner, config: RolloutConfig, attention: TargetAttention) -> TargetGraphs:
     """Raises RuntimeError where SGLang has recorded something else than plain decode."""
     plain = runner.decode_cuda_graph_runner
     if not isinstance(plain, PlainDecodeRunner):
@@ -58,37 +61,22 @@ def target_graphs(runner: ModelRunner, config: RolloutConfig) -> TargetGraphs:
         )
 
     def capture(width: int, batch_sizes: list[int]) -> Recorded:
-        attention = _attention_backend(runner, width)
+        backend = attention.make(width)
         with _batch_sizes(batch_sizes):
             graphs = VerifyRunner(
                 runner,
-                attn_backend=attention,
+                attn_backend=backend,
                 speculative_num_steps=width - 1,
                 speculative_num_draft_tokens=width,
             )
-        return Recorded(attention, graphs)
+        return Recorded(backend, graphs)
 
     def memory() -> int:
         free, total = torch.cuda.mem_get_info()
         return int(total - free)
 
-    def needs(width: int, batch_sizes: list[int]) -> int:
-        """The Triton backend's KV indices: 8 bytes for every token that a row may see."""
-        return max(batch_sizes) * width * runner.model_config.context_len * 8
-
-    return TargetGraphs(runner, capture, memory, (config.graph_memory_mb << 20, config.graph_seconds), needs)
-
-
-def _attention_backend(runner: ModelRunner, width: int) -> Any:
-    """One that was made for this width, with a workspace of its own."""
-    before = runner.init_new_workspace
-    try:
-        with get_spec().override(
-            speculative_num_steps=width - 1, speculative_eagle_topk=1, speculative_num_draft_tokens=width
-        ):
-            return runner._get_attention_backend(init_new_workspace=True)
-    finally:
-        runner.init_new_workspace = before
+    budget = (config.graph_memory_mb << 20, config.graph_seconds)
+    return TargetGraphs(runner, capture, memory, budget, attention.graph_nbytes, attention.unrecorded)
 
 
 @contextmanager

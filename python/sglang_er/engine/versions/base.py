@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -111,6 +112,10 @@ class Adapter(ABC):
     @abstractmethod
     def spec_input_types(self) -> tuple[Any, Any]:
         """Members of SGLang's closed SpecInputType that the carried state and the verify pass borrow."""
+
+    @abstractmethod
+    def verify_width(self, runner: Any, width: int) -> AbstractContextManager[None]:
+        """Within it, an attention backend that is made is one for verify passes of `width` tokens a request."""
 
     @abstractmethod
     def forget_read_event(self, runner: Any) -> None:

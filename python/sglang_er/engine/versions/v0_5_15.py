@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -208,6 +209,16 @@ class Sglang0515(Adapter):
         from sglang.srt.speculative.spec_info import SpecInputType
 
         return SpecInputType.EAGLE_DRAFT, SpecInputType.EAGLE_VERIFY
+
+    @contextmanager
+    def verify_width(self, runner: Any, width: int) -> Iterator[None]:
+        arguments = runner.server_args
+        before = arguments.speculative_num_steps, arguments.speculative_num_draft_tokens
+        arguments.speculative_num_steps, arguments.speculative_num_draft_tokens = width - 1, width
+        try:
+            yield
+        finally:
+            arguments.speculative_num_steps, arguments.speculative_num_draft_tokens = before
 
     def forget_read_event(self, runner: Any) -> None:
         runner.war_fastpath_read_done_event = None

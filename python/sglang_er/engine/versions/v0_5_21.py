@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -146,6 +147,15 @@ class Sglang0521(Adapter):
 
         # SGLang's own shared-runner algorithm: state without draft KV, a verify pass of a fixed width.
         return SpecInputType.UNO_STATE, SpecInputType.UNO_VERIFY
+
+    def verify_width(self, runner: Any, width: int) -> AbstractContextManager[None]:
+        from sglang.srt.runtime_context import get_spec
+
+        del runner
+        override: AbstractContextManager[None] = get_spec().override(
+            speculative_num_steps=width - 1, speculative_eagle_topk=1, speculative_num_draft_tokens=width
+        )
+        return override
 
     def forget_read_event(self, runner: Any) -> None:
         runner.shared_read_done_event = None
