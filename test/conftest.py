@@ -118,6 +118,23 @@ SERVERS = {
         flags=("--page-size", "16", "--max-total-tokens", "8192", "--er-executor", "wrapped"),
         env={"SGLANG_ER_TEST_HOOK": "support.gpu_attention:install_fa3", **_TEST_PATH},
     ),
+    "fa3 graphs": ServerSpec(
+        flags=("--page-size", "16", "--max-total-tokens", "8192", "--er-executor", "wrapped"),
+        env={
+            "SGLANG_ER_TEST_HOOK": "support.called_graphs:install_fa3",
+            "TRITON_INTERPRET": "1",
+            **_TEST_PATH,
+        },
+    ),
+    "triton graphs": ServerSpec(
+        flags=("--max-total-tokens", "4096", "--er-executor", "wrapped"),
+        env={
+            "SGLANG_ER_TEST_HOOK": "support.called_graphs:install_triton",
+            "SGLANG_ER_GRAPH_SECONDS": "600",
+            "TRITON_INTERPRET": "1",
+            **_TEST_PATH,
+        },
+    ),
     "flashinfer": ServerSpec(
         flags=("--max-total-tokens", "8192", "--chunked-prefill-size", "64", "--er-executor", "wrapped"),
         env={

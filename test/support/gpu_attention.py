@@ -178,6 +178,14 @@ def install_flashinfer(worker: Any) -> None:
     _attend_through(flashinfer_backend())
 
 
+def install_triton(worker: Any) -> None:
+    """The same through SGLang's own attention, in Triton's interpreter."""
+    from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
+
+    del worker
+    _attend_through(TritonAttnBackend)
+
+
 def _attend_through(backend: type) -> None:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
