@@ -126,8 +126,12 @@ SERVERS = {
             **_TEST_PATH,
         },
     ),
+    # As on a GPU, but for CUDA itself: our Triton kernels, whole draft passes.
     "triton graphs": ServerSpec(
-        flags=("--max-total-tokens", "4096", "--er-executor", "wrapped"),
+        flags=(
+            *("--max-total-tokens", "4096", "--er-executor", "wrapped"),
+            *("--er-kernels", "triton,reference", "--er-draft-graphs", "eager"),
+        ),
         env={
             "SGLANG_ER_TEST_HOOK": "support.called_graphs:install_triton",
             "SGLANG_ER_GRAPH_SECONDS": "600",

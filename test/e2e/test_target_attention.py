@@ -76,9 +76,13 @@ def test_every_draft_length_equals_plain(case: Case, gamma: int | str) -> None:
 
 @pytest.mark.parametrize("gamma", [2, "cycle"])
 def test_tritons_graphs_equal_plain(triton: Case, gamma: int | str) -> None:
-    """SGLang's own kernels, in graphs of every width."""
+    """SGLang's own kernels, in graphs of every width; ours in whole draft passes and in verification."""
     assert_equals_plain(triton, gamma)
     assert_recorded(triton.server)
+    state = triton.server.state()
+    assert state["forwards"]["draft_loop"] > 20, state["forwards"]
+    ours = {op for op, name in state["kernels"].items() if name == "triton"}
+    assert ours >= {"w4a16_linear", "paged_attention", "draft_sample", "softmax_rows", "verify_chain"}, state["kernels"]
 
 
 def test_some_rows_do_not_speculate(case: Case) -> None:
