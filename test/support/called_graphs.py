@@ -9,7 +9,7 @@ shared buffer. `install_fa3` and `install_triton` are hooks for a real server
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from support import gpu_attention
+from support.host_reads import HostReads
 
 BATCH_SIZES = [1, 4, 8]
 
@@ -69,8 +70,18 @@ def install_fa3(worker: Any) -> None:
 
 
 def install_triton(worker: Any) -> None:
-    """Attention is SGLang's own in Triton."""
+    """Attention is SGLang's own in Triton. The host may look at no value while a draft pass is made."""
+    from sglang_er.engine.graphs import EagerGraphs
+
     gpu_attention.install_triton(worker)
+    run = EagerGraphs.run
+
+    def watched(self: EagerGraphs, key: Hashable, function: Callable[[], None]) -> None:
+        with HostReads() as reads:
+            run(self, key, function)
+        assert not reads.found, f"the host reads within a draft pass: {sorted(set(reads.found))}"
+
+    EagerGraphs.run = watched  # type: ignore[method-assign]
     _install(worker, "triton")
 
 

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,17 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: flo
     sees = torch.arange(length) <= torch.arange(length - count, length)[:, None]
     by_head = [tensor.transpose(0, 1)[None] for tensor in (q, keys, values)]
     return scaled_dot_product_attention(*by_head, attn_mask=sees, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+
+
+@contextmanager
+def pretended(*modules: ModuleType) -> Iterator[None]:
+    """Within it they can be imported; afterwards they are not installed, as before."""
+    sys.modules |= {module.__name__: module for module in modules}
+    try:
+        yield
+    finally:
+        for module in modules:
+            del sys.modules[module.__name__]
 
 
 # -- FlashAttention 3 ------------------------------------------------------------------------------------------------
@@ -50,18 +63,22 @@ def flash_attn_with_kvcache(
 
 
 def fa3_backend() -> type:
-    """SGLang's FlashAttentionBackend."""
-    if "sgl_kernel" not in sys.modules:  # imported by name, called by nobody here
-        package, kernels = ModuleType("sgl_kernel"), ModuleType("sgl_kernel.flash_attn")
-        package.merge_state_v2 = None  # type: ignore[attr-defined]
-        kernels.flash_attn_with_kvcache = kernels.flash_attn_varlen_func = None  # type: ignore[attr-defined]
-        kernels.get_scheduler_metadata = lambda **_: None  # type: ignore[attr-defined]
-        sys.modules |= {"sgl_kernel": package, "sgl_kernel.flash_attn": kernels}
-    from sglang.srt.layers.attention import flashattention_backend
+    """SGLang's FlashAttentionBackend. Its kernels' package is imported by name, and called by nobody here."""
+    package, kernels = ModuleType("sgl_kernel"), ModuleType("sgl_kernel.flash_attn")
+    package.merge_state_v2 = None  # type: ignore[attr-defined]
+    kernels.flash_attn_with_kvcache = kernels.flash_attn_varlen_func = None  # type: ignore[attr-defined]
+    kernels.get_scheduler_metadata = lambda **_: None  # type: ignore[attr-defined]
+    with pretended(package, kernels):
+        from sglang.srt.layers.attention import flashattention_backend
 
     flashattention_backend.flash_attn_with_kvcache = flash_attn_with_kvcache
-    backend: type = flashattention_backend.FlashAttentionBackend
-    return backend
+
+    class Backend(flashattention_backend.FlashAttentionBackend):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            with pretended(package, kernels):
+                super().__init__(*args, **kwargs)
+
+    return Backend
 
 
 # -- FlashInfer ------------------------------------------------------------------------------------------------------
@@ -124,16 +141,15 @@ def flashinfer_backend() -> type:
     """SGLang's FlashInferAttnBackend."""
     import sglang.srt.utils as utils
 
-    if "flashinfer" not in sys.modules:
-        package, cascade = ModuleType("flashinfer"), ModuleType("flashinfer.cascade")
-        package.BatchDecodeWithPagedKVCacheWrapper = DecodeWrapper  # type: ignore[attr-defined]
-        package.BatchPrefillWithPagedKVCacheWrapper = PrefillWrapper  # type: ignore[attr-defined]
-        package.BatchPrefillWithRaggedKVCacheWrapper = PrefillWrapper  # type: ignore[attr-defined]
-        package.fast_decode_plan = cascade.merge_state = None  # type: ignore[attr-defined]
-        sys.modules |= {"flashinfer": package, "flashinfer.cascade": cascade}
+    package, cascade = ModuleType("flashinfer"), ModuleType("flashinfer.cascade")
+    package.BatchDecodeWithPagedKVCacheWrapper = DecodeWrapper  # type: ignore[attr-defined]
+    package.BatchPrefillWithPagedKVCacheWrapper = PrefillWrapper  # type: ignore[attr-defined]
+    package.BatchPrefillWithRaggedKVCacheWrapper = PrefillWrapper  # type: ignore[attr-defined]
+    package.fast_decode_plan = cascade.merge_state = None  # type: ignore[attr-defined]
     available, utils.is_flashinfer_available = utils.is_flashinfer_available, lambda: True
     try:
-        from sglang.srt.layers.attention import flashinfer_backend as module
+        with pretended(package, cascade):
+            from sglang.srt.layers.attention import flashinfer_backend as module
     finally:
         utils.is_flashinfer_available = available
     module.torch = _OnCpu()

@@ -16,9 +16,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.host_reads import HostReads
 from support.properties import examples
 from support.uniformity import Family, chi2_p_value
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglang_er.kernels import draft_sample, sample_rows, softmax_rows
 from sglang_er.kernels.triton.softmax_rows import MANY_ROWS
@@ -317,24 +317,6 @@ def test_tokens_follow_q(generator: torch.Generator, implementation: str, draws:
         family.add(name, chi2_p_value(torch.bincount(tokens, minlength=14), q[0].double() * draws))
         assert (q[0] == 0).any() == (name == "all")
     assert not family.rejected(), family.smallest()
-
-
-class HostReads(TorchDispatchMode):
-    """What of an op's host side looks at a value, or allocates by one."""
-
-    SUSPECTS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "unique", "masked_select", "index.Tensor")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def found(self) -> list[str]:
-        return [name for name in self.names if any(suspect in name for suspect in self.SUSPECTS)]
 
 
 @pytest.mark.parametrize("given_filters", [MIXED[0][1], MIXED[-1][1]], ids=["none", "all"])
