@@ -74,9 +74,12 @@ def install_triton(worker: Any) -> None:
     from sglang_er.engine.graphs import EagerGraphs
 
     gpu_attention.install_triton(worker)
-    run = EagerGraphs.run
+    run, seen = EagerGraphs.run, set()
 
     def watched(self: EagerGraphs, key: Hashable, function: Callable[[], None]) -> None:
+        if key not in seen:  # as before a recording
+            seen.add(key)
+            function()
         with HostReads() as reads:
             run(self, key, function)
         assert not reads.found, f"the host reads within a draft pass: {sorted(set(reads.found))}"

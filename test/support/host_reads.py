@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import torch
@@ -22,8 +23,14 @@ class HostReads(TorchDispatchMode):
         name = str(func)
         self.names.append(name)
         if any(suspect in name for suspect in self.SUSPECTS) or _by_mask(name, args):
-            self.found.append(name)
+            self.found.append(f"{name} from {_caller()}")
         return func(*args, **(kwargs or {}))
+
+
+def _caller() -> str:
+    """The last lines outside of torch that led here."""
+    frames = [frame for frame in traceback.extract_stack()[:-2] if "/torch/" not in frame.filename]
+    return " < ".join(f"{frame.filename}:{frame.lineno}" for frame in frames[:-5:-1])
 
 
 def _by_mask(name: str, args: Any) -> bool:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import triton
@@ -16,10 +17,11 @@ def rotation_steps(head_dim: int) -> int:
     return int(math.log2(head_dim & -head_dim))
 
 
+@cache
 def rotation_norm(head_dim: int) -> float:
     """1 / sqrt(block), rounded to fp32 as the reference rounds it."""
-    block = torch.tensor(head_dim & -head_dim, dtype=torch.float32)
-    return float(torch.ones(()) / block.sqrt())
+    block = torch.tensor(head_dim & -head_dim, dtype=torch.float32, device="cpu")
+    return float(block.new_ones(()) / block.sqrt())
 
 
 @triton.jit
