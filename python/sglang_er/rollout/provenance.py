@@ -23,16 +23,21 @@ _LEFT_OUT = ("SGLANG_ER_CONFIG", "SGLANG_ER_SET_BY")
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """As JSON takes it. `argv`: the command's words behind `sglang-er`; by default those of this process."""
-    words = sys.argv[1:] if argv is None else argv
+    """As JSON takes it. `argv`: the command's words behind `sglang-er`; by default what this process was called with,
+    which may be a script of the repository."""
     return {
-        "command": shlex.join(["sglang-er", *words]),
+        "command": shlex.join([_program(), *sys.argv[1:]] if argv is None else ["sglang-er", *argv]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
         "commit": commit(),
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in ("torch", "sglang")}},
         "environment": speed_variables(os.environ),
     }
+
+
+def _program() -> str:
+    script = Path(sys.argv[0])
+    return f"scripts/{script.name}" if script.parent.name == "scripts" and script.suffix == ".py" else "sglang-er"
 
 
 def speed_variables(environ: Mapping[str, str]) -> dict[str, str]:

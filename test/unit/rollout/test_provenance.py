@@ -5,8 +5,23 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from sglang_er.rollout import provenance
 from sglang_er.rollout.machine import Machine
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("scripts/bench_forward.py", "scripts/bench_forward.py --shape 0.5b"),
+        ("/somewhere/.venv/bin/sglang-er", "sglang-er --shape 0.5b"),
+        ("/somewhere/sglang_er/cli/__main__.py", "sglang-er --shape 0.5b"),
+    ],
+)
+def test_a_script_is_named_as_such(program: str, said: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", [program, "--shape", "0.5b"])
+    assert provenance.provenance()["command"] == said
 
 
 def test_the_command_is_quoted_as_a_shell_takes_it():
