@@ -130,7 +130,8 @@ def _record(worker: Any, attention: str) -> None:
     get_exec().graph.cuda_graph_config.decode.bs = BATCH_SIZES
     graph_runners.prepare(runner, worker.config.gamma_max)
     runner.decode_cuda_graph_runner = runner._decode_cuda_graph_runner_cls()(runner)
-    worker.target_graphs = graph_runners.target_graphs(runner, worker.config, TargetAttention(runner))
+    worker._records = True
+    worker.target_graphs = worker._make_target_graphs(TargetAttention(runner))
     worker.target_graphs.record(worker.config.gamma_max, BATCH_SIZES)
     _let_no_plain_step_be_eager(runner)
 

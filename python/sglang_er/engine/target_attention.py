@@ -9,6 +9,7 @@ fa3         reads one width, when it is made: there is one for every width
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sglang_er.config import ConfigError
@@ -42,11 +43,7 @@ class TargetAttention:
     @property
     def unrecorded(self) -> Callable[[int], Any] | None:
         """Makes a backend for a width, if passes without a graph need one, too; else None."""
-        return self.make if _ONE_WIDTH in self.names else None
-
-    def make(self, width: int) -> Any:
-        """A backend for verify passes of `width` tokens a request."""
-        return make(self._runner, width)
+        return partial(make, self._runner) if _ONE_WIDTH in self.names else None
 
     def graph_nbytes(self, width: int, batch_sizes: list[int]) -> int:
         """Buffers of a backend whose verify passes of that width are recorded, beside the graphs themselves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 def make(
-    memory_per_width: int = 0, budget: tuple[int, float] = (1 << 30, 60.0)
+    memory_per_width: int = 0, budget: tuple[int, float] = (1 << 30, 60.0), **options: Any
 ) -> tuple[TargetGraphs, SimpleNamespace]:
     runner = SimpleNamespace(attn_backend="own", decode_cuda_graph_runner="plain", captured={})
 
@@ -20,7 +21,7 @@ def make(
         runner.captured[width] = sizes
         return Recorded(f"attention {width}", f"graphs {width}")
 
-    return TargetGraphs(runner, capture, lambda: memory_per_width * len(runner.captured), budget), runner
+    return TargetGraphs(runner, capture, lambda: memory_per_width * len(runner.captured), budget, **options), runner
 
 
 def seen(runner: SimpleNamespace) -> tuple[object, object]:
@@ -86,8 +87,7 @@ def test_passes_without_a_graph_have_the_attention_of_their_width():
 
 
 def test_a_width_that_was_not_recorded_has_one_too():
-    graphs, runner = make(memory_per_width=100, budget=(150, 60.0))
-    graphs._attention = lambda width: f"unrecorded {width}"
+    graphs, runner = make(100, (150, 60.0), attention=lambda width: f"unrecorded {width}")
     graphs.record(7, SIZES)
     with graphs.verifying(2, 1):
         assert seen(runner) == ("attention 2", "graphs 2")

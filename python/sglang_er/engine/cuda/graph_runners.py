@@ -11,6 +11,7 @@ from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCuda
 from sglang.srt.runtime_context import get_exec
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+from sglang_er.engine import target_attention
 from sglang_er.engine.spec_inputs import VerifyInput
 from sglang_er.engine.target_graphs import MOST_ROWS, Recorded, TargetGraphs
 
@@ -61,7 +62,7 @@ def target_graphs(runner: ModelRunner, config: RolloutConfig, attention: TargetA
         )
 
     def capture(width: int, batch_sizes: list[int]) -> Recorded:
-        backend = attention.make(width)
+        backend = target_attention.make(runner, width)
         with _batch_sizes(batch_sizes):
             graphs = VerifyRunner(
                 runner,
