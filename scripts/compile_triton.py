@@ -24,7 +24,7 @@ from typing import Any
 os.environ.pop("TRITON_INTERPRET", None)  # a kernel that is interpreted cannot be compiled
 
 OPS = (
-    *("quantize_pack", "dequantize", "w4a16_linear", "w4a16_experts"),
+    *("quantize_pack", "dequantize", "w4a16_linear", "w4a8_linear", "w4a16_experts"),
     *("kv_shadow_store", "paged_attention"),
     *("softmax_rows", "sample_rows", "draft_sample", "choose_seeded", "verify_chain"),
 )

@@ -148,7 +148,9 @@ class RolloutConfig(SyncOptions):
         "SGLang's model code",
     )
     draft_activations: Literal["int8", "exact"] = Field(
-        "int8", description="activations in the draft pass on a CPU: rounded to 8 bits, which is faster, or as they are"
+        "int8",
+        description="activations in the draft pass: rounded to 8 bits where that is faster, which is always so on a "
+        "CPU and for large batches on a GPU, or as they are",
     )
 
     draft_graphs: Literal["auto", "on", "off", "eager"] = Field(

@@ -30,7 +30,7 @@ LINEAR_OPS = ("w4a16_linear", "w4a8_linear", "bf16_linear")
 # What is measured beside the implementations of an op.
 LIBRARIES = {"w4a16_linear": [HUMMING], "bf16_linear": [TORCH]}
 # Of the further models; torch's product is what a 4-bit one is compared with.
-OTHERS_OPS = ("w4a16_linear", "bf16_linear", "quantize_pack")
+OTHERS_OPS = ("w4a16_linear", "w4a8_linear", "bf16_linear", "quantize_pack")
 FIRST = public_size("qwen2", "7b")
 # The sizes of Qwen3-4B are from its published configuration.
 OTHERS = (public_size("llama", "7b"), PublicSize("Qwen3-4B", Shape(2560, 36, 32, 8, 128, 9728, 151936)))

@@ -15,8 +15,8 @@ import torch
 from sglang_er.kernels import MarlinWeight
 from sglang_er.kernels.kv_shadow import FORMATS
 
+from . import captured_linears, sampling_makers
 from . import kernel_makers as makers
-from . import sampling_makers
 from .kernel_makers import BF16, FP16, FP32, Draw, Prepared
 
 NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
@@ -47,6 +47,13 @@ def _w4_cases(op: str, small: bool) -> list[Case]:
     m, n, k, group = sizes[-1] if small else (9, 1536, 1536, 128)
     made += [(m, n, k, group, dtype, bias) for dtype in (BF16, FP16, FP32) for bias in {dtype: 0, FP32: 0}]
     own = [(_name(m, n, k, g, d, b), partial(makers.w4_linear, op, m, n, k, g, d, b)) for m, n, k, g, d, b in made]
+    shapes = [(2, 48, 64, 32)] if small else [(m, 4608, 3584, 128) for m in (1, 8, 16, 33, 64, 128, 200)]
+    shapes += [] if small else [(m, 1000, 1096, 128) for m in (3, 70)]
+    own += [
+        (f"captured {_name(*shape, d, None)}", partial(captured_linears.w4_linears, op, *shape, d))
+        for shape in shapes
+        for d in ((BF16,) if shape[1] == 4608 else (BF16, FP16))
+    ]
     return _listed(op, own + (_marlin_linears(small) if op == "w4a16_linear" else []))
 
 

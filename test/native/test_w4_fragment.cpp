@@ -1,10 +1,7 @@
 // The CUDA kernels w4a16_linear and quantize_pack, their warps run lane by lane over the functions that they
 // are made of, in the kernels' order, against plain loops in double.
-#include "packed.h"
-#include "sglang_er/mma.h"
 #include "sglang_er/quantize_lane.h"
-#include "sglang_er/w4_fragment.h"
-#include "testing.h"
+#include "w4_block.h"
 
 namespace sglang_er::cpu {
 namespace {
@@ -85,17 +82,12 @@ struct Staged {
 // totals += a group of two blocks of rows.
 template <bool IsHalf>
 void multiply_group(const Packed& packed, const int64_t (&blocks)[2], int64_t group, const Staged& staged,
-                    float (&totals)[mma::kLanes][w4::kProducts][4]) {
+                    WarpSums& totals) {
   float c[mma::kLanes][w4::kProducts][4] = {}, sums[mma::kCols];
   for (int jb = 0; jb < w4::kWordSteps; ++jb) {
     uint32_t loaded[mma::kLanes][4], words[mma::kLanes][w4::kLaneRows];
     staged.load(jb, loaded);
-    for (int lane = 0; lane < mma::kLanes; ++lane) {
-      const int64_t first = (blocks[w4::lane_block(lane)] * packed.shape.groups() + group) * w4::kGroupBytes;
-      const uint8_t* from = packed.packed.data() + first + w4::lane_byte(lane) + jb * w4::kWordStepBytes;
-      CHECK((from - packed.packed.data()) % 16 == 0);
-      std::memcpy(words[lane], from, 16);
-    }
+    load_words(packed, blocks, group, jb, words);
     for (int s = 0; s < w4::kSteps; ++s) {
       for (int p = 0; p < w4::kProducts; ++p) {
         mma::FragmentA a[mma::kLanes];
@@ -114,73 +106,25 @@ void multiply_group(const Packed& packed, const int64_t (&blocks)[2], int64_t gr
     CHECK((sums[row] == staged.sum<IsHalf, 2>(row) && sums[row] == staged.sum<IsHalf, 4>(row) &&
            sums[row] == staged.sum<IsHalf, 8>(row)));
   }
-  for (int lane = 0; lane < mma::kLanes; ++lane) {
-    for (int p = 0; p < w4::kProducts; ++p) {
-      for (int reg = 0; reg < 4; ++reg) {
-        const int64_t row =
-            blocks[w4::lane_block(lane)] * kRowBlock + w4::lane_first_row(lane) + w4::output_row(p, reg);
-        float& total = totals[lane][p][reg];
-        total =
-            w4::fold(total, c[lane][p][reg], sums[mma::c_col(lane, reg)],
-                     bf16_to_float(packed.meta(row, group, 0)), bf16_to_float(packed.meta(row, group, 1)));
-      }
-    }
-  }
+  fold_group(packed, blocks, group, totals,
+             [&](float total, int lane, int p, int reg, float scale, float zero) {
+               return w4::fold(total, c[lane][p][reg], sums[mma::c_col(lane, reg)], scale, zero);
+             });
 }
 
-// The whole op: tiles, splits, phases, in the kernel's order of sums.
 template <bool IsHalf>
 std::vector<float> linear(const Matrix& x, const Packed& packed) {
-  const PackedShape& shape = packed.shape;
-  const w4::Schedule schedule = w4::schedule(shape.rows, shape.cols);
-  std::vector<float> out(static_cast<size_t>(x.rows * shape.rows), static_cast<float>(kNaN));
-  for (int pair = 0; pair < schedule.tiles * w4::kRowPairs; ++pair) {
-    const int64_t last = shape.row_blocks() - 1;
-    const int64_t blocks[2] = {std::min<int64_t>(pair * 2, last), std::min<int64_t>(pair * 2 + 1, last)};
-    for (int64_t first_row = 0; first_row < x.rows; first_row += mma::kCols) {
-      float sum[mma::kLanes][w4::kProducts][4] = {};
-      for (int split = 0; split < schedule.splits; ++split) {
-        const int64_t begin = int64_t{split} * schedule.split_groups;
-        const int64_t end = std::min<int64_t>(begin + schedule.split_groups, shape.groups());
-        CHECK(begin < end && (split + 1 < schedule.splits || end == shape.groups()));
-        float phases[w4::kPhases][mma::kLanes][w4::kProducts][4] = {};
-        for (int64_t group = begin; group < end; ++group)
-          multiply_group<IsHalf>(packed, blocks, group, Staged(x, first_row, group),
-                                 phases[(group - begin) % w4::kPhases]);
-        for (int lane = 0; lane < mma::kLanes; ++lane) {
-          for (int p = 0; p < w4::kProducts; ++p) {
-            for (int reg = 0; reg < 4; ++reg)
-              sum[lane][p][reg] += phases[0][lane][p][reg] + phases[1][lane][p][reg];
-          }
-        }
-      }
-      for (int lane = 0; lane < mma::kLanes; ++lane) {
-        for (int p = 0; p < w4::kProducts; ++p) {
-          for (int reg = 0; reg < 4; ++reg) {
-            const int64_t n = (int64_t{pair} * 2 + w4::lane_block(lane)) * kRowBlock +
-                              w4::lane_first_row(lane) + w4::output_row(p, reg);
-            const int64_t m = first_row + mma::c_col(lane, reg);
-            if (n < shape.rows && m < x.rows)
-              out[static_cast<size_t>(m * shape.rows + n)] = sum[lane][p][reg];
-          }
-        }
-      }
-    }
-  }
-  return out;
+  return linear_by_blocks(
+      packed, x.rows, [&](const int64_t (&blocks)[2], int64_t first_row, int64_t group, WarpSums& totals) {
+        multiply_group<IsHalf>(packed, blocks, group, Staged(x, first_row, group), totals);
+      });
 }
-
-struct Shape {
-  int64_t m, n, k;
-};
-constexpr Shape kShapes[] = {{1, 1, 1},     {3, 16, 127},   {8, 33, 128},
-                             {9, 130, 300}, {16, 47, 1000}, {2, 257, 520}};
 
 TEST(w4_fragments_multiply_like_loops) {
   Random random(11);
   for (const DType type : {DType::kBFloat16, DType::kFloat16}) {
     int i = 0;
-    for (const Shape& shape : kShapes) {
+    for (const LinearShape& shape : kLinearShapes) {
       const Packed packed = pack(Matrix::random(random, kDTypes[i % 3], shape.n, shape.k), w4::kGroup, 1);
       const Matrix x = Matrix::random(random, type, shape.m, shape.k, i++ % 2 * 3);
       const auto out = type == DType::kFloat16 ? linear<true>(x, packed) : linear<false>(x, packed);
@@ -322,7 +266,7 @@ void check_pack(const Matrix& weight, bool clip_search) {
 TEST(quantize_lanes_pack_the_same_bits) {
   Random random(12);
   int i = 0;
-  for (const Shape& shape : kShapes) {
+  for (const LinearShape& shape : kLinearShapes) {
     check_pack<128>(Matrix::random(random, kDTypes[i % 3], shape.n, shape.k, i % 2 * 3), i % 2 > 0);
     check_pack<64>(Matrix::random(random, kDTypes[(i + 1) % 3], shape.n, shape.k), i % 2 == 0);
     ++i;

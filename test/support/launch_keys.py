@@ -24,6 +24,7 @@ from sglang_er.kernels.triton.draft_sample import draft_sample
 from sglang_er.kernels.triton.sample_rows import sample_rows
 from sglang_er.kernels.triton.softmax_rows import softmax_rows
 from sglang_er.kernels.triton.verify_chain import verify_chain
+from sglang_er.kernels.triton.w4a8_linear import w4a8_linear
 from sglang_er.kernels.triton.w4a16_experts import w4a16_experts
 from sglang_er.kernels.triton.w4a16_linear import w4a16_linear
 
@@ -85,6 +86,8 @@ def sweep(keys: Keys) -> None:
         w4a16_experts(x, gate_up, down, experts, weights, mixed)
         keys.op = "w4a16_linear"
         w4a16_linear(x, gate_up.rows(0, 2 * inner), None, x.new_empty(rows, 2 * inner))
+        keys.op = "w4a8_linear"
+        w4a8_linear(x, gate_up.rows(0, 2 * inner), None, x.new_empty(rows, 2 * inner))
 
 
 def main() -> None:

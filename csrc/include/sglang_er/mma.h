@@ -29,6 +29,12 @@ SGLANG_ER_INLINE int b_col(int lane) { return lane / 4; }
 SGLANG_ER_INLINE int c_row(int lane, int reg) { return lane / 4 + reg / 2 * 8; }
 SGLANG_ER_INLINE int c_col(int lane, int reg) { return lane % 4 * 2 + reg % 2; }
 
+// Registers of m16n8k32 with 8-bit integers: A and B hold four neighbours along the inner dimension in a
+// register, the first one in the lowest byte; C holds int32. Rows and columns of all three are as above.
+inline constexpr int kByteDepth = 32;
+SGLANG_ER_INLINE int a_byte_depth(int lane, int reg, int byte) { return lane % 4 * 4 + byte + reg / 2 * 16; }
+SGLANG_ER_INLINE int b_byte_depth(int lane, int reg, int byte) { return lane % 4 * 4 + byte + reg * 16; }
+
 // ldmatrix.x4 loads four 8 x 8 matrices: this lane gives the address of 16 bytes, row `address_row` of matrix
 // `address_matrix`, and gets from matrix i, in register i, columns 2t and 2t + 1 of row lane / 4 (t = lane %
 // 4).
@@ -55,6 +61,15 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const FragmentA& a, 
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a.reg[0]), "r"(a.reg[1]), "r"(a.reg[2]), "r"(a.reg[3]), "r"(b.reg[0]), "r"(b.reg[1]));
   }
+}
+
+// c += A * B of signed 8-bit integers, exactly.
+__device__ __forceinline__ void multiply_add_int8(int (&c)[4], const FragmentA& a, const FragmentB& b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a.reg[0]), "r"(a.reg[1]), "r"(a.reg[2]), "r"(a.reg[3]), "r"(b.reg[0]), "r"(b.reg[1]));
 }
 
 // `row` is the lane's row of shared memory, 16-byte aligned.

@@ -64,12 +64,14 @@ class WrappedDrafter:
 
     def configure(self, config: RolloutConfig) -> None:
         """Options changed; the server is idle."""
-        # Only CPUs have the kernel; elsewhere 8-bit activations bring nothing.
-        int8 = config.draft_activations == "int8" and str(self._runner.device) == "cpu"
+        device = str(self._runner.device)
+        int8 = config.draft_activations == "int8" and (
+            device == "cpu" or registry.has_kernel("w4a8_linear", device, self._runner.dtype)
+        )
         for layer in self._twin.layers:
             layer.int8_activations = int8
-        format = shadow_format(config, str(self._runner.device))
-        looped = (config.draft_graphs, config.graph_memory_mb, config.gamma_max, config.kv_shadow)
+        format = shadow_format(config, device)
+        looped = (config.draft_graphs, config.graph_memory_mb, config.gamma_max, config.kv_shadow, int8)
         unforeseen = self._loop is not None and not self._loop_shadowed and self._is_read(format, config.kv_shadow_from)
         if looped != self._looped or unforeseen:  # what was recorded stays otherwise
             self._graphs, self._loop, self._looped = self._make_graphs(config), None, looped

@@ -38,6 +38,6 @@ def install(choice: str, device: str, ranks: Ranks) -> None:
 def chosen(device: str, dtype: torch.dtype) -> dict[str, str]:
     """Of every op of a draft pass and of verification: the implementation that is asked first, in words."""
     dtypes = dict.fromkeys(("draft_sample", "choose_seeded", "verify_chain"), torch.float32)
-    ops = ["quantize_pack", "w4a16_linear", "paged_attention", "kv_shadow_store"]
+    ops = ["quantize_pack", "w4a16_linear", "w4a8_linear", "paged_attention", "kv_shadow_store"]
     ops += ["softmax_rows", "draft_sample", "verify_chain", *([] if device == "cpu" else ["choose_seeded"])]
     return {op: registry.describe(op, device, dtypes.get(op, dtype)) for op in ops}

@@ -8,6 +8,7 @@ from sglang_er.kernels.chain_ops import verify_chain
 from sglang_er.kernels.cpu.loader import LibraryError, isa, library_version, set_isa, supported_isas
 from sglang_er.kernels.expert_ops import w4a16_experts
 from sglang_er.kernels.formats import layout_for
+from sglang_er.kernels.int8_activations import int8_pays
 from sglang_er.kernels.kv_shadow import KvShadow
 from sglang_er.kernels.marlin_weight import MarlinWeight, QuantizedWeight
 from sglang_er.kernels.ops import bf16_linear, dequantize, quantize_pack, w4a8_linear, w4a16_linear
@@ -25,6 +26,7 @@ __all__ = [
     "choose_seeded",
     "dequantize",
     "draft_sample",
+    "int8_pays",
     "isa",
     "kv_shadow_store",
     "layout_for",

@@ -42,7 +42,17 @@ class DispatchTable:
 
     def fastest(self, op: str, at: At, among: Collection[str]) -> list[str]:
         """Those of `among` that were measured at the nearest sizes, the fastest first; none for sizes that are not in
-        the table. Of equally near sizes the smaller ones count."""
+        the table."""
+        times = self._nearest(op, at)
+        return sorted((name for name in times if name in among), key=lambda name: times[name])
+
+    def least(self, op: str, at: At, among: Collection[str]) -> float | None:
+        """Microseconds of the fastest of `among` at the nearest sizes; None for sizes that are not in the table."""
+        times = self._nearest(op, at)
+        return min((times[name] for name in times if name in among), default=None)
+
+    def _nearest(self, op: str, at: At) -> Times:
+        """Of equally near sizes the smaller ones count."""
         kind, sizes = at
         nearest: Times = {}
         best = math.inf
@@ -53,7 +63,7 @@ class DispatchTable:
             distance = sum(step * step for step in doublings)
             if max(doublings) < MOST_DOUBLINGS and distance < best:
                 nearest, best = times, distance
-        return sorted((name for name in nearest if name in among), key=lambda name: nearest[name])
+        return nearest
 
     def winners(self, op: str, among: Collection[str]) -> dict[str, int]:
         """At how many of the op's sizes each of `among` is the fastest."""

@@ -19,6 +19,7 @@ from sglang_er.kernels.cpu import quantize_pack as cpu_quantize_pack
 from sglang_er.kernels.cpu import w4a8_linear as cpu_w4a8_linear
 from sglang_er.kernels.cpu import w4a16_linear as cpu_w4a16_linear
 from sglang_er.kernels.cuda import quantize_pack as cuda_quantize_pack
+from sglang_er.kernels.cuda import w4a8_linear as cuda_w4a8_linear
 from sglang_er.kernels.cuda import w4a16_linear as cuda_w4a16_linear
 from sglang_er.kernels.formats import layout_for
 from sglang_er.kernels.marlin import quantize_pack as marlin_quantize_pack
@@ -56,6 +57,10 @@ def _own_out(weight: object, clip_search: bool, out: object) -> bool:
     return isinstance(out, PackedWeight)
 
 
+def _int8_in_triton(x: torch.Tensor, weight: object, bias: torch.Tensor | None, out: torch.Tensor) -> bool:
+    return isinstance(weight, PackedWeight) and weight.group_size in (64, 128)
+
+
 register("quantize_pack", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_quantize_pack.quantize_pack))
 register("quantize_pack", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_quantize_pack.quantize_pack, _own_out))
 register("w4a16_linear", Implementation(REFERENCE, None, _REFERENCE_DTYPES, reference_w4a16_linear.w4a16_linear))
@@ -70,8 +75,10 @@ register("dequantize", Implementation(REFERENCE, None, WEIGHT_DTYPES, reference_
 register("dequantize", Implementation("cpu", "cpu", WEIGHT_DTYPES, cpu_dequantize.dequantize, _own_first))
 register_cuda("quantize_pack", WEIGHT_DTYPES, cuda_quantize_pack.quantize_pack, cuda_quantize_pack.serves)
 register_cuda("w4a16_linear", HALF_DTYPES, cuda_w4a16_linear.w4a16_linear, cuda_w4a16_linear.serves)
+register_cuda("w4a8_linear", HALF_DTYPES, cuda_w4a8_linear.w4a8_linear, cuda_w4a8_linear.serves)
 register_triton("quantize_pack", WEIGHT_DTYPES, _own_out)
 register_triton("w4a16_linear", WEIGHT_DTYPES, _own_second)
+register_triton("w4a8_linear", WEIGHT_DTYPES, _int8_in_triton)
 register_triton("dequantize", WEIGHT_DTYPES, _own_first)
 # On any device, so that the layout can be tried where the kernel cannot.
 register_marlin("quantize_pack", None, WEIGHT_DTYPES, marlin_quantize_pack.quantize_pack, marlin_quantize_pack.serves)

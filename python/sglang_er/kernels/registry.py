@@ -215,6 +215,20 @@ def run(op: str, device: str, dtype: torch.dtype, names: str | None, *arguments:
     raise TypeError(f"{op}: these arguments are served by none of {', '.join(entry.name for entry in asked)}")
 
 
+def serving(op: str, device: str, dtype: torch.dtype, *arguments: Any) -> Implementation | None:
+    """Who would compute ``op`` with these arguments, but for a table; None if nobody would."""
+    asked = candidates(op, device, dtype)
+    return next((entry for entry in asked if entry.serves is None or entry.serves(*arguments)), None)
+
+
+def least_time(op: str, device: str, dtype: torch.dtype, *arguments: Any) -> float | None:
+    """Microseconds that ``op`` takes at these sizes by the table; None where it does not say."""
+    if _table is None or op not in _table.ops or str(dtype) != f"torch.{_table.dtype}":
+        return None
+    at = CLASSES[op].at(*arguments)
+    return None if at is None else _table.least(op, at, [entry.name for entry in candidates(op, device, dtype)])
+
+
 def active_implementation(op: str, device: torch.device | str, dtype: torch.dtype) -> str:
     """Name of the implementation that a call of ``op`` with this device and dtype asks first, but for a table."""
     return resolve(op, torch.device(device).type, dtype).name

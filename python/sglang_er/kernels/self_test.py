@@ -20,6 +20,7 @@ from sglang_er.kernels.reference.dequantize import dequantize
 from sglang_er.kernels.reference.kv_shadow_store import kv_shadow_store
 from sglang_er.kernels.reference.paged_attention import paged_attention
 from sglang_er.kernels.reference.quantize_pack import quantize_pack
+from sglang_er.kernels.reference.w4a8_linear import w4a8_linear
 from sglang_er.kernels.reference.w4a16_experts import w4a16_experts
 from sglang_er.kernels.reference.w4a16_linear import w4a16_linear
 from sglang_er.kernels.self_test_draw import Draw, Function, near, poisoned, reference_of
@@ -84,7 +85,7 @@ def _dequantize(function: Function, draw: Draw) -> str | None:
     return near(result, truth)
 
 
-def _w4a16_linear(function: Function, draw: Draw) -> str | None:
+def _linear(reference: Function, function: Function, draw: Draw) -> str | None:
     tried = False
     for weight, empty in _weights(draw):
         packed = empty()
@@ -96,7 +97,7 @@ def _w4a16_linear(function: Function, draw: Draw) -> str | None:
                 continue
             tried = True
             function(x, packed, bias, poisoned(result))
-            reference_of(w4a16_linear, x, packed, bias, truth)
+            reference_of(reference, x, packed, bias, truth)
             if found := near(result, truth):
                 return f"{rows} rows: {found}"
     return None if tried else _NOTHING_TRIED
@@ -195,7 +196,8 @@ def _of_subnormal_levels(shadow: KvShadow) -> KvShadow:
 _CASES: dict[str, Callable[[Function, Draw], str | None]] = {
     "quantize_pack": _quantize_pack,
     "dequantize": _dequantize,
-    "w4a16_linear": _w4a16_linear,
+    "w4a16_linear": partial(_linear, w4a16_linear),
+    "w4a8_linear": partial(_linear, w4a8_linear),
     "w4a16_experts": _w4a16_experts,
     "kv_shadow_store": _kv_shadow_store,
     "paged_attention": _paged_attention,

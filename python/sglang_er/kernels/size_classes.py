@@ -80,6 +80,7 @@ def _of_storing(keys: Any, values: Any, slots: Any, shadow: Any) -> At:
 
 CLASSES: dict[str, SizeClass] = {
     "w4a16_linear": SizeClass(("rows", "outputs", "inputs"), _of_linear),
+    "w4a8_linear": SizeClass(("rows", "outputs", "inputs"), _of_linear),
     "quantize_pack": SizeClass(("outputs", "inputs"), _of_packing),
     "paged_attention": SizeClass(("requests", "heads", "kv_heads"), _of_attention),
     "kv_shadow_store": SizeClass(("slots", "kv_heads"), _of_storing),

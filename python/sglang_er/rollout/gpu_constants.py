@@ -2,7 +2,7 @@
 
 copy bandwidth              bench_kernels, a large copy. Estimated shares keep their bytes per second
 linear layers of a step     bench_kernels, torch's product by rows, over all layers of a model
-linear layers of a draft    bench_kernels, `w4a16_linear` in our layout by rows, each layer's fastest implementation
+linear layers of a draft    bench_kernels, `w4a16_linear` and `w4a8_linear` in our layout by rows, each layer's fastest
 attention of a step         rollout, plain steps of one batch at two contexts
 attention of a draft        bench_kernels, decode from the int4 shadow: seconds = launch + bytes / rate, least squares
 fixed, per layer            rollout, the smallest plain step less its linear layers and attention
@@ -28,6 +28,7 @@ LAYERS = frozenset({"qkv", "o", "gate_up", "down", "lm_head"})
 ATTENTION_LAUNCH = {"today": 12e-6, "target": 6e-6}
 """Seconds of it within the estimate of a draft's layer, by level."""
 GAMMAS = 3, 5
+DRAFT_OPS = "w4a16_linear", "w4a8_linear"
 ESTIMATED, DATA_SHEET = "estimated", "data sheet"
 FLOPS, BANDWIDTH = "bf16 FLOPs", "bandwidth"
 LINEAR, DRAFT_LINEAR = "linear layers of a step", "linear layers of a draft"
@@ -57,8 +58,8 @@ def measured(device: Device, records: Sequence[Record], level: str) -> tuple[Dev
     cells = sorted(_cells(newest(records, "rollout").values()), key=lambda cell: cell.batch * cell.context)
     measures: dict[str, Callable[[Device], Found]] = {
         BANDWIDTH: partial(_copy, kernels=kernels),
-        LINEAR: partial(_linear, which="target", op="bf16_linear", weight_bytes=BF16_BYTES, kernels=kernels),
-        DRAFT_LINEAR: partial(_linear, which="drafter", op="w4a16_linear", weight_bytes=W4_BYTES, kernels=kernels),
+        LINEAR: partial(_linear, which="target", ops=("bf16_linear",), weight_bytes=BF16_BYTES, kernels=kernels),
+        DRAFT_LINEAR: partial(_linear, which="drafter", ops=DRAFT_OPS, weight_bytes=W4_BYTES, kernels=kernels),
         ATTENTION: partial(_attention, cells=cells),
         DRAFT_ATTENTION: partial(_draft_attention, kernels=kernels, launch=ATTENTION_LAUNCH[level]),
         LAYER: partial(_layer, cells=cells),
@@ -124,14 +125,18 @@ def _copy(device: Device, kernels: Sequence[Record]) -> Found:
 
 
 def _linear(
-    device: Device, which: Literal["target", "drafter"], op: str, weight_bytes: float, kernels: Sequence[Record]
+    device: Device,
+    which: Literal["target", "drafter"],
+    ops: Sequence[str],
+    weight_bytes: float,
+    kernels: Sequence[Record],
 ) -> Found:
     """Of the first model all of whose layers were measured, each as often as a forward has it."""
     # model -> rows -> layer -> (seconds, bytes, record)
     found: dict[str, dict[int, dict[str, tuple[float, float, Record]]]] = {}
     for record in kernels:
         values = record["values"]
-        if values.get("op") == op and values.get("layer") in LAYERS:
+        if values.get("op") in ops and values.get("layer") in LAYERS:
             for row in values["rows"].values():
                 if "at" not in row:  # a weight in a library's layout
                     continue

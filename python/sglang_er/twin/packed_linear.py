@@ -18,7 +18,7 @@ class PackedLinear:
     The packed buffers keep their addresses for life (captured graphs read them), and the layout that was chosen for
     them when they were made; they alone are allocated inside `region()`. `own_layout`: ours, whatever else could be
     had. `clip_search`: every packing cuts outliers off where that loses less. `int8_activations` rounds the inputs to 8
-    bits on the fly (W4A8); weights in another layout take them as they are.
+    bits on the fly (W4A8) where that is faster (`kernels.int8_pays`); weights in another layout take them as they are.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PackedLinear:
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N] in x's dtype, accumulated in fp32."""
         rows = x.reshape(-1, x.shape[-1])
-        if self.int8_activations and isinstance(self.packed, PackedWeight):
+        if self.int8_activations and isinstance(self.packed, PackedWeight) and kernels.int8_pays(rows, self.packed):
             out = kernels.w4a8_linear(rows, self.packed, bias)
         else:
             out = kernels.w4a16_linear(rows, self.packed, bias)

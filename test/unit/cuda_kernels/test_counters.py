@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sglang_er.kernels.base import PackedWeight
-from sglang_er.kernels.cuda import loader, w4a16_linear
+from sglang_er.kernels.cuda import loader, w4_linear, w4a8_linear, w4a16_linear
 from sglang_er.kernels.cuda.counters import Counters
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -69,6 +69,15 @@ class Library:
     def workspace_counters(self) -> int:
         return 8
 
+    def level_groups(self, cols: int) -> int:
+        return cols // 128
+
+    def w4a8_linear(self, *arguments: object) -> None:
+        levels, numbers = arguments[-4:-2]
+        assert isinstance(levels, torch.Tensor) and levels.dtype == torch.int8 and levels.shape == (3, 2, 128)
+        assert isinstance(numbers, torch.Tensor) and numbers.dtype == torch.float32 and numbers.shape == (3, 2, 2)
+        self.w4a16_linear(*arguments)
+
     def w4a16_linear(self, *arguments: object) -> None:
         partials, counters = arguments[-2:]
         assert isinstance(partials, torch.Tensor) and partials.dtype == torch.float32 and partials.numel() == 5059
@@ -80,20 +89,21 @@ class Library:
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     """Tensors are a CPU's: what a GPU's wrapper asks torch for is answered here."""
     library = Library()
-    monkeypatch.setattr(w4a16_linear, "serves", lambda *_: True)
+    monkeypatch.setattr(w4_linear, "serves", lambda *_: True)
     monkeypatch.setattr(loader, "module", lambda name, device: library)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: library.capture > 0)
-    w4a16_linear._prepared.cache_clear()
+    w4_linear._loaded.cache_clear()
     yield library
-    w4a16_linear._prepared.cache_clear()
+    w4_linear._loaded.cache_clear()
 
 
-def test_a_call_takes_those_of_its_stream_or_capture(library: Library, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("linear", [w4a16_linear.w4a16_linear, w4a8_linear.w4a8_linear])
+def test_a_call_takes_those_of_its_stream_or_capture(linear, library: Library, monkeypatch: pytest.MonkeyPatch):
     x, weight, out = torch.zeros(3, 256).bfloat16(), PackedWeight.empty(48, 256, 128), torch.zeros(3, 48).bfloat16()
     for stream, capture in ((1, 0), (2, 0), (1, 5), (2, 5), (1, 5), (1, 6), (1, 0)):
         library.capture = capture
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device, at=stream: SimpleNamespace(cuda_stream=at))
-        w4a16_linear.w4a16_linear(x, weight, None, out)
+        linear(x, weight, None, out)
     first, second, captured, beside, again, other, back = (counters.data_ptr() for counters in library.counters)
     assert len({first, second, captured, beside, other}) == 5
     assert again == captured and back == first

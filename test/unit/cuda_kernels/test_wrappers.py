@@ -7,7 +7,15 @@ import torch
 
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cpu.loader import LibraryError
-from sglang_er.kernels.cuda import dequant_attention, kv_shadow_store, loader, quantize_pack, w4a16_linear
+from sglang_er.kernels.cuda import (
+    dequant_attention,
+    kv_shadow_store,
+    loader,
+    quantize_pack,
+    w4_linear,
+    w4a8_linear,
+    w4a16_linear,
+)
 from sglang_er.kernels.cuda.specs import SPECS, arch_of
 from sglang_er.kernels.kv_shadow import FORMATS, KvShadow
 
@@ -34,13 +42,22 @@ def linear_arguments(rows: int = 3, dtype: torch.dtype = torch.bfloat16, group_s
     return on_gpu(torch.zeros(rows, 256, dtype=dtype)), weight, None, on_gpu(torch.zeros(rows, 48, dtype=dtype))
 
 
-def test_linear_serves_sixteen_bit_inputs_in_groups_of_128():
-    assert w4a16_linear.serves(*linear_arguments())
-    assert w4a16_linear.serves(*linear_arguments(dtype=torch.float16))
-    assert w4a16_linear.serves(*linear_arguments(rows=w4a16_linear.MOST_ROWS))
-    assert not w4a16_linear.serves(*linear_arguments(dtype=torch.float32))
-    assert not w4a16_linear.serves(*linear_arguments(group_size=64))
-    assert not w4a16_linear.serves(*linear_arguments(rows=w4a16_linear.MOST_ROWS + 1))
+@pytest.mark.parametrize("linear", [w4a16_linear, w4a8_linear])
+def test_linear_serves_sixteen_bit_inputs_in_groups_of_128(linear):
+    assert linear.serves(*linear_arguments())
+    assert linear.serves(*linear_arguments(dtype=torch.float16))
+    assert linear.serves(*linear_arguments(rows=w4_linear.MOST_ROWS))
+    assert not linear.serves(*linear_arguments(dtype=torch.float32))
+    assert not linear.serves(*linear_arguments(group_size=64))
+    assert not linear.serves(*linear_arguments(rows=w4_linear.MOST_ROWS + 1))
+
+
+def test_int8_takes_outputs_and_biases_of_the_kernels_types_alone():
+    """The op itself takes any on a CPU."""
+    x, weight, _, out = linear_arguments()
+    assert w4a8_linear.serves(x, weight, torch.zeros(48), out)
+    assert not w4a8_linear.serves(x, weight, torch.zeros(48).half(), out)
+    assert not w4a8_linear.serves(x, weight, None, out.float())
 
 
 def test_pack_serves_groups_of_64_and_128():

@@ -63,7 +63,7 @@ def test_a_file_that_is_no_use_is_one_line(tmp_path: Path):
 
 def test_what_is_chosen_is_told_of_every_op(monkeypatch):
     """Of a draft pass and of verification; here of a CPU, which has no table."""
-    ops = ("quantize_pack", "w4a16_linear", "paged_attention", "kv_shadow_store")
+    ops = ("quantize_pack", "w4a16_linear", "w4a8_linear", "paged_attention", "kv_shadow_store")
     assert kernel_table.chosen("cpu", torch.bfloat16) == dict.fromkeys(
         (*ops, "softmax_rows", "draft_sample", "verify_chain"), "cpu"
     )

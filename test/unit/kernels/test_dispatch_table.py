@@ -61,7 +61,8 @@ def test_only_who_may_compute_is_ranked():
 
 def test_verification_has_no_sizes():
     """A choice by the number of rows would change a row's bits with the batch: docs of size_classes."""
-    assert set(size_classes.CLASSES) == {"w4a16_linear", "quantize_pack", "paged_attention", "kv_shadow_store"}
+    drafts = {"w4a16_linear", "w4a8_linear", "quantize_pack", "paged_attention", "kv_shadow_store"}
+    assert set(size_classes.CLASSES) == drafts
     engine = Path(registry.__file__).parents[1] / "engine"
     callers = {path.name for path in engine.rglob("*.py") if "kernels.paged_attention(" in path.read_text()}
     assert callers == {"attention.py", "draft_attention.py"}  # the first one serves CPUs, which have no table

@@ -23,6 +23,7 @@ OPS = (
     "verify_chain",
     "w4a16_experts",
     "w4a16_linear",
+    "w4a8_linear",
 )
 MANY_ROWS = 8  # from where Triton's kernels take larger tiles
 DRAFT_SIZES = self_test_sampling.draft_sizes

@@ -34,4 +34,4 @@ def test_every_specialization(arch: str):
 
 @pytest.mark.full
 def test_products_fit_into_the_shared_memory_of_small_gpus():
-    assert len(compiled("--all", "--arch", "120", "--ops", "w4a16_linear,w4a16_experts")) > 40
+    assert len(compiled("--all", "--arch", "120", "--ops", "w4a16_linear,w4a8_linear,w4a16_experts")) > 40

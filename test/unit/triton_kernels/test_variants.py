@@ -21,6 +21,7 @@ MOST = {
     "verify_chain": {"_verify": 3},
     "w4a16_experts": {"plan_kernel": 2, "product_kernel": 2, "combine_kernel": 1},
     "w4a16_linear": {"linear_kernel": 2},
+    "w4a8_linear": {"quantize_kernel": 1, "linear_kernel": 1},
 }
 
 

@@ -38,12 +38,22 @@ class Arch:
 
 
 _LINEAR_FUNCTIONS = ("w4a16_linear", "partial_values", "workspace_counters", "capture_id")
+_INT8_FUNCTIONS = ("w4a8_linear", "level_groups", *_LINEAR_FUNCTIONS[1:])
 # Weights go to shared memory 16 bytes at a time and past L1; products are made by the tensor cores.
-_LINEAR_CLAIMS = (("w4a16_linear_kernel", (r"LDGSTS\.E\.\S*BYPASS\S*128", r"HMMA\.16816", r"LDSM\.16\.M88\.4")),)
+_WIDE_COPIES = (r"LDGSTS\.E\.\S*BYPASS\S*128", r"LDSM\.16\.M88\.4")
+# A launch of a CUDA graph reads its weight, then waits for the launch before it.
+_EARLY_COPIES = r"LDGSTS[\s\S]*ACQBULK"
+_LINEAR_CLAIMS = (("w4a16_linear_kernel", (*_WIDE_COPIES, _EARLY_COPIES, r"HMMA\.16816")),)
+_INT8_CLAIMS = (
+    ("w4a8_linear_kernel", (*_WIDE_COPIES, _EARLY_COPIES, r"IMMA\.16832\.S8\.S8")),
+    ("quantize_rows_kernel", (r"PREEXIT[\s\S]*ACQBULK",)),
+)
 
 SPECS: tuple[Spec, ...] = (
     Spec("w4a16_linear_bf16", "w4a16_linear.cu", _LINEAR_FUNCTIONS, ("SGLANG_ER_IS_HALF=0",), (), _LINEAR_CLAIMS),
     Spec("w4a16_linear_fp16", "w4a16_linear.cu", _LINEAR_FUNCTIONS, ("SGLANG_ER_IS_HALF=1",), (), _LINEAR_CLAIMS),
+    Spec("w4a8_linear_bf16", "w4a8_linear.cu", _INT8_FUNCTIONS, ("SGLANG_ER_IS_HALF=0",), (), _INT8_CLAIMS),
+    Spec("w4a8_linear_fp16", "w4a8_linear.cu", _INT8_FUNCTIONS, ("SGLANG_ER_IS_HALF=1",), (), _INT8_CLAIMS),
     Spec(
         "quantize_pack",
         "quantize_pack.cu",

@@ -1,4 +1,4 @@
-// The kernel of w4a16_linear.cu, which says who computes what.
+// The steps of a block of w4a16_linear or w4a8_linear, and how sums of phases and splits become outputs.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -6,7 +6,8 @@
 
 #include <cstdint>
 
-#include "w4a16_linear_tile.h"
+#include "dependent_launch.h"
+#include "w4_linear_tile.h"
 
 namespace sglang_er::cuda {
 
@@ -18,9 +19,10 @@ __device__ __forceinline__ uint16_t output_bits(float value) {
 
 // A lane's four outputs follow each other, for two rows of x in every tile of 8.
 template <bool IsHalf, int ColTiles>
-__device__ __forceinline__ void store_out(const W4LinearParams& params, const Sums<ColTiles>& total,
-                                          int64_t first_block, int lane) {
-  const int64_t output = (first_block + w4::lane_block(lane)) * kRowBlock + w4::lane_first_row(lane);
+__device__ __forceinline__ void store_out(const WeightTile& tile, const Sums<ColTiles>& total) {
+  const W4LinearParams& params = tile.params;
+  const int lane = tile.lane;
+  const int64_t output = (tile.first_block + w4::lane_block(lane)) * kRowBlock + w4::lane_first_row(lane);
   const int outputs =
       static_cast<int>(max(int64_t{0}, min(int64_t{w4::kLaneRows}, params.shape.rows - output)));
   float bias[w4::kLaneRows] = {};
@@ -38,7 +40,7 @@ __device__ __forceinline__ void store_out(const W4LinearParams& params, const Su
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int row = n * mma::kCols + mma::c_col(lane, e);
-      if (row >= params.m) continue;
+      if (row >= tile.rows) continue;
       uint16_t bits[w4::kLaneRows];
 #pragma unroll
       for (int p = 0; p < w4::kProducts; ++p) {
@@ -48,7 +50,7 @@ __device__ __forceinline__ void store_out(const W4LinearParams& params, const Su
           bits[i] = output_bits<IsHalf>(total[p][n][r] + bias[i]);
         }
       }
-      uint16_t* out = params.out + row * params.out_stride + output;
+      uint16_t* out = params.out + (tile.first_row + row) * params.out_stride + output;
       if (outputs == w4::kLaneRows && params.out_aligned) {
         *reinterpret_cast<uint2*>(out) = {bits[0] | uint32_t{bits[1]} << 16,
                                           bits[2] | uint32_t{bits[3]} << 16};
@@ -62,26 +64,36 @@ __device__ __forceinline__ void store_out(const W4LinearParams& params, const Su
   }
 }
 
-template <bool IsHalf, int ColTiles>
-__global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTiles>)
-    w4a16_linear_kernel(const __grid_constant__ W4LinearParams params) {
-  extern __shared__ __align__(128) uint8_t memory[];
-  auto& shared = *reinterpret_cast<Shared<ColTiles>*>(memory);
-  constexpr int kStages = Shared<ColTiles>::kStages, kFragments = w4::kProducts * ColTiles;
-  TileWork<IsHalf, ColTiles> work(params, shared);
+// `Tile`, a WeightTile with its part of x, says:
+//   kStages, kAhead        stages in `shared`; how many steps beyond the one multiplied have to be there
+//   begin_copies(step)     of weight and x, if there is such a step; closes a group of copies in any case
+//   begin_weight(step)     the same without x, and
+//   fetch_x(step)          that x, there once all threads have passed a barrier
+//   prepare(step)          by all threads, on a step that all of them have, a barrier before it is multiplied
+//   multiply(step, total)  a group of this thread's phase
+// `memory` is the block's shared memory, which begins with its stages, and `last` a flag beside them.
+template <bool IsHalf, int ColTiles, class Tile>
+__device__ __forceinline__ void compute_block(Tile& tile, uint8_t* memory, bool& last) {
+  constexpr int kStages = Tile::kStages, kFragments = w4::kProducts * ColTiles;
+  static_assert(kStages >= 2 + Tile::kAhead, "one stage in use, one or more under way");
+  const W4LinearParams& params = tile.params;
   Sums<ColTiles> total = {};
 
-  for (int step = 0; step < kStages - 1; ++step) work.begin_copies(step);
-  wait_copies<kStages - 2>();
-  __syncthreads();
-  work.sum_x(0);
+  // The weight does not depend on the launches before this one; x does.
+  for (int step = 0; step < kStages - 1; ++step) tile.begin_weight(step);
+  wait_for_previous();
+  for (int step = 0; step < kStages - 1; ++step) tile.fetch_x(step);
+  if constexpr (Tile::kAhead > 0) {
+    __syncthreads();
+    tile.prepare(0);
+  }
 #pragma unroll 1
-  for (int step = 0; step < work.steps; ++step) {
-    wait_copies<kStages - 3>();  // the next step's, too
-    __syncthreads();             // all have them, and nobody reads the previous step's any more
-    work.begin_copies(step + kStages - 1);
-    if (work.group(step) < work.end_group) work.multiply(step, total);
-    if (step + 1 < work.steps) work.sum_x(step + 1);
+  for (int step = 0; step < tile.steps; ++step) {
+    wait_copies<kStages - 2 - Tile::kAhead>();
+    __syncthreads();  // all have what the step needs, and nobody reads the previous step's any more
+    tile.begin_copies(step + kStages - 1);
+    if (tile.group(step) < tile.end_group) tile.multiply(step, total);
+    if (Tile::kAhead > 0 && step + 1 < tile.steps) tile.prepare(step + 1);
   }
   wait_copies<0>();
   __syncthreads();
@@ -89,8 +101,9 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTile
   // The phases' sums, then the splits', always in order.
   auto* others = reinterpret_cast<float4*>(memory);
   const int thread = threadIdx.x % kPhaseThreads;
-  static_assert(sizeof(shared.stages) >= kFragments * kPhaseThreads * sizeof(float4) && w4::kPhases == 2);
-  if (work.phase == 1) {
+  static_assert(sizeof(typename Tile::Stage) * kStages >= kFragments * kPhaseThreads * sizeof(float4) &&
+                w4::kPhases == 2);
+  if (tile.phase == 1) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
       const float (&own)[4] = total[f / ColTiles][f % ColTiles];
@@ -100,7 +113,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTile
   __syncthreads();
   const int splits = params.schedule.splits;
   float4* partials = params.partials + int64_t{blockIdx.x} * splits * (kFragments * kPhaseThreads) + thread;
-  if (work.phase == 0) {
+  if (tile.phase == 0) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
       float (&own)[4] = total[f / ColTiles][f % ColTiles];
@@ -114,9 +127,9 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTile
     __threadfence();
     __syncthreads();
     // Wraps to zero by itself, for the next launch.
-    if (threadIdx.x == 0) shared.last = atomicInc(params.counters + blockIdx.x, splits - 1) == splits - 1;
+    if (threadIdx.x == 0) last = atomicInc(params.counters + blockIdx.x, splits - 1) == splits - 1;
     __syncthreads();
-    if (!shared.last || work.phase != 0) return;
+    if (!last || tile.phase != 0) return;
     __threadfence();
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
@@ -130,7 +143,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTile
       own[0] = sum.x, own[1] = sum.y, own[2] = sum.z, own[3] = sum.w;
     }
   }
-  if (work.phase == 0) store_out<IsHalf, ColTiles>(params, total, work.first_block, work.lane);
+  if (tile.phase == 0) store_out<IsHalf, ColTiles>(tile, total);
 }
 
 }  // namespace sglang_er::cuda

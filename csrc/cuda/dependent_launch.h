@@ -1,0 +1,45 @@
+// Programmatic dependent launch (sm_90 on): a launch whose blocks may start while the one before it in the
+// stream still runs, and which waits by itself before it touches what that one reads or writes.
+//
+// Only within a CUDA graph's capture. What such a kernel reads before it waits, packed weights, must not be
+// written by the launch right before it: within a graph nothing writes weights, and a graph as a whole starts
+// after what was launched before it. All threads wait, so that whatever follows the kernel also follows what
+// came before it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace sglang_er::cuda {
+
+// Until the launches before this one are complete and what they wrote is seen; at once in an ordinary launch.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// From here on the next launch may start, if it was made so.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// `kernel<<<grid, threads, bytes, stream>>>(params)`; `dependent`: it may start early.
+template <class Params>
+cudaError_t launch_kernel(void (*kernel)(Params), dim3 grid, int threads, int bytes, cudaStream_t stream,
+                          bool dependent, const Params& params) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = dependent ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+}  // namespace sglang_er::cuda

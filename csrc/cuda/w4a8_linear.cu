@@ -1,0 +1,142 @@
+// w4a8_linear: out[M, N] = x^[M, K] W[N, K]^T + bias, W int4 in groups of 128 (packed_weight.h), x^ = x
+// rounded to int8 in groups of 128, x and out bf16 or fp16 (SGLANG_ER_IS_HALF), fp32 sums of exact integer
+// products.
+//
+// Who computes what. Two launches. A warp of the first takes a row's group of x: levels, their scale, their
+// sum. The second one's blocks are those of w4a16_linear, with the indices of w4a8_fragment.h: half as many
+// products, as m16n8k32 takes twice the inputs, a quarter of the operations that turn words into operands,
+// and no sums of x.
+//
+// Bound: the packed weight, read once, until some 200 rows: m16n8k32 makes 4096 products of int8 while
+// m16n8k16 makes 2048. For few rows w4a16_linear is as fast and rounds less; this is for the many rows of a
+// large batch, where its products, not its weight, take the time. Within a CUDA graph the second launch
+// reads its weight while the first one runs, and that one begins while the launch before it ends
+// (dependent_launch.h).
+#include "w4_linear_binding.h"
+#include "w4a8_linear_tile.h"
+
+namespace sglang_er::cuda {
+namespace {
+
+constexpr int kQuantizeThreads = 256;
+
+struct QuantizeParams {
+  const uint16_t* x;
+  int64_t x_stride;
+  int64_t cols;
+  int m;
+  QuantizedRows to;
+};
+
+// A warp takes a row's group.
+template <bool IsHalf>
+__global__ void __launch_bounds__(kQuantizeThreads)
+    quantize_rows_kernel(const __grid_constant__ QuantizeParams params) {
+  let_next_start();
+  wait_for_previous();
+  constexpr int kWarps = kQuantizeThreads / mma::kLanes;
+  const int lane = threadIdx.x % mma::kLanes;
+  const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / mma::kLanes;
+  if (item >= int64_t{params.m} * params.to.groups) return;
+  const int64_t row = item / params.to.groups, group = item % params.to.groups;
+
+  float values[w4a8::kLaneLevels];
+  uint32_t top = 0;
+#pragma unroll
+  for (int c = 0; c < w4a8::kLaneLevels; ++c) {
+    const int64_t input = group * w4::kGroup + w4a8::first_input(lane, c % 2) + c / 2;
+    values[c] = input < params.cols ? w4::input_value<IsHalf>(params.x[row * params.x_stride + input]) : 0.0f;
+    top = max(top, __float_as_uint(values[c]) & 0x7FFFFFFFu);
+  }
+  top = __reduce_max_sync(0xFFFFFFFFu, top);
+  const bool finite = w4a8::is_finite(top);
+  const w4a8::Quantizer quantizer = w4a8::quantizer(__uint_as_float(top));
+  int levels[w4a8::kLaneLevels], sum = 0;
+#pragma unroll
+  for (int c = 0; c < w4a8::kLaneLevels; ++c) {
+    levels[c] = finite ? w4a8::level(values[c], quantizer.inverse) : 0;
+    sum += levels[c];
+  }
+  sum = __reduce_add_sync(0xFFFFFFFFu, sum);
+  reinterpret_cast<uint32_t*>(params.to.levels + item * w4::kGroup)[lane] = w4a8::pack_levels(levels);
+  if (lane == 0) {
+    const float scale = finite ? quantizer.scale : __int_as_float(0x7FC00000);
+    params.to.numbers[item] = {scale, __fmul_rn(scale, static_cast<float>(sum))};
+  }
+}
+
+template <bool IsHalf, int ColTiles>
+__global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTiles>)
+    w4a8_linear_kernel(const __grid_constant__ W4A8LinearParams params) {
+  extern __shared__ __align__(128) uint8_t memory[];
+  auto& shared = *reinterpret_cast<W4A8Shared<ColTiles>*>(memory);
+  W4A8Tile<ColTiles> tile(params, shared);
+  compute_block<IsHalf, ColTiles>(tile, memory, shared.last);
+}
+
+template <int ColTiles>
+void launch(const W4A8LinearParams& params, cudaStream_t stream, bool dependent) {
+  launch_linear<W4A8Shared<ColTiles>>(w4a8_linear_kernel<kIsHalf, ColTiles>, params, stream, dependent,
+                                      "w4a8_linear");
+}
+
+// Groups of a row of levels and numbers, for a weight of `cols` columns: an even number.
+int64_t level_groups(int64_t cols) { return (cols + kStepInputs - 1) / kStepInputs * w4::kPhases; }
+
+void w4a8_linear(TensorView x, TensorView packed, TensorView scales_zeros, Optional<TensorView> bias,
+                 TensorView out, int64_t group_size, TensorView levels, TensorView numbers,
+                 TensorView partials, TensorView counters) {
+  const DLDevice device = x.device();
+  check_matrix(x, device, "x must be a matrix with contiguous rows");
+  SGLANG_ER_CHECK(is_type(x, dtype_code(), 16), "this library serves another dtype");
+  const int64_t groups = level_groups(x.size(1)), items = x.size(0) * groups;
+  check_on(levels, device);
+  check_on(numbers, device);
+  SGLANG_ER_CHECK(levels.IsContiguous() && is_type(levels, kDLInt, 8) && aligned(levels.data_ptr(), 16) &&
+                      levels.numel() == items * w4::kGroup,
+                  "levels do not fit x");
+  SGLANG_ER_CHECK(numbers.IsContiguous() && is_type(numbers, kDLFloat, 32) &&
+                      aligned(numbers.data_ptr(), 16) && numbers.numel() == items * 2,
+                  "numbers do not fit x");
+  const QuantizedRows rows{static_cast<uint8_t*>(levels.data_ptr()),
+                           static_cast<w4a8::RowNumbers*>(numbers.data_ptr()), static_cast<int>(groups)};
+  const W4A8LinearParams params{.linear = linear_params(device, x.size(1), packed, scales_zeros, bias, out,
+                                                        group_size, partials, counters),
+                                .x = rows};
+  SGLANG_ER_CHECK(out.size(0) == x.size(0), "out must have the rows of x");
+  if (x.size(0) == 0 || out.size(1) == 0) return;
+
+  const OnDevice on_device(device);
+  const cudaStream_t stream = current_stream(device);
+  const bool dependent = capture_of(stream, "w4a8_linear") != 0;
+  const QuantizeParams quantize{.x = static_cast<const uint16_t*>(x.data_ptr()),
+                                .x_stride = x.stride(0),
+                                .cols = x.size(1),
+                                .m = params.linear.m,
+                                .to = rows};
+  constexpr int kWarps = kQuantizeThreads / mma::kLanes;
+  const dim3 grid(static_cast<unsigned>((items + kWarps - 1) / kWarps));
+  check_cuda(
+      launch_kernel(quantize_rows_kernel<kIsHalf>, grid, kQuantizeThreads, 0, stream, dependent, quantize),
+      "w4a8_linear");
+  switch (col_tiles_of(x.size(0))) {
+    case 1:
+      return launch<1>(params, stream, dependent);
+    case 2:
+      return launch<2>(params, stream, dependent);
+    case 4:
+      return launch<4>(params, stream, dependent);
+    default:
+      return launch<8>(params, stream, dependent);
+  }
+}
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(w4a8_linear, w4a8_linear);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(level_groups, level_groups);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(partial_values, partial_values);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(workspace_counters, workspace_counters);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(capture_id, capture_id);
+
+}  // namespace sglang_er::cuda
