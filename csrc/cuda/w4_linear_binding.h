@@ -40,7 +40,8 @@ inline W4LinearParams linear_params(DLDevice device, int64_t cols, TensorView pa
   check_packed(shape, packed, scales_zeros, device);
   SGLANG_ER_CHECK(aligned(packed.data_ptr(), 16) && aligned(scales_zeros.data_ptr(), 16),
                   "packed buffers must begin at multiples of 16 bytes");
-  SGLANG_ER_CHECK(shape.cols < INT32_MAX - kStepInputs && shape.rows < INT32_MAX - w4::kTileRows,
+  constexpr int64_t kMostTiles = 65535;  // of a grid's second dimension
+  SGLANG_ER_CHECK(shape.cols < INT32_MAX - kStepInputs && shape.rows <= kMostTiles * w4::kTileRows,
                   "the weight has too many rows or columns");
   const bool has_bias = bias.has_value();
   const bool bias_is_float = has_bias && is_type(bias.value(), kDLFloat, 32);
@@ -85,7 +86,8 @@ void launch_linear(void (*kernel)(Params), const Params& params, cudaStream_t st
   static_assert(kBytes <= SGLANG_ER_SHARED_KB * 1024 - 1024);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), op);
   const W4LinearParams& linear = params.linear;
-  const dim3 grid(linear.schedule.tiles * linear.chunks, linear.schedule.splits);
+  // Chunks of rows that share weights are neighbours in time.
+  const dim3 grid(linear.chunks, linear.schedule.tiles, linear.schedule.splits);
   check_cuda(launch_kernel(kernel, grid, kTileThreads, kBytes, stream, dependent, params), op);
 }
 

@@ -65,44 +65,59 @@ __device__ __forceinline__ void store_out(const WeightTile& tile, const Sums<Col
 }
 
 // `Tile`, a WeightTile with its part of x, says:
-//   kStages, kAhead        stages in `shared`; how many steps beyond the one multiplied have to be there
-//   begin_copies(step)     of weight and x, if there is such a step; closes a group of copies in any case
-//   begin_weight(step)     the same without x, and
-//   fetch_x(step)          that x, there once all threads have passed a barrier
-//   prepare(step)          by all threads, on a step that all of them have, a barrier before it is multiplied
-//   multiply(step, total)  a group of this thread's phase
-// `memory` is the block's shared memory, which begins with its stages, and `last` a flag beside them.
+//   kStages, kAhead          stages in `shared`; how many steps beyond the one multiplied have to be there
+//   copy_weight(stage)       begins copies of the next step's weight, and
+//   copy_x<Now>(stage)       of its x, which is there at once if `Now`, for all once they have passed a
+//   barrier prepare(stage, step)     by all threads, on a step that all of them have, a barrier before it is
+//   multiplied multiply(stage, step, total)   a group of this thread's phase
+// `shared` begins with its stages and has a flag, `last`.
 template <bool IsHalf, int ColTiles, class Tile>
-__device__ __forceinline__ void compute_block(Tile& tile, uint8_t* memory, bool& last) {
+__device__ __forceinline__ void compute_block(Tile& tile, typename Tile::Shared& shared) {
   constexpr int kStages = Tile::kStages, kFragments = w4::kProducts * ColTiles;
   static_assert(kStages >= 2 + Tile::kAhead, "one stage in use, one or more under way");
   const W4LinearParams& params = tile.params;
+  const int steps = tile.steps;
   Sums<ColTiles> total = {};
 
-  // The weight does not depend on the launches before this one; x does.
-  for (int step = 0; step < kStages - 1; ++step) tile.begin_weight(step);
+  // The weight does not depend on the launches before this one; x does. A group of copies is closed even if
+  // there is no step, for the count.
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) {
+    if (step < steps) tile.copy_weight(shared.stages[step].weight);
+    close_copies();
+  }
   wait_for_previous();
-  for (int step = 0; step < kStages - 1; ++step) tile.fetch_x(step);
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) {
+    if (step < steps) tile.template copy_x<true>(shared.stages[step]);
+  }
   if constexpr (Tile::kAhead > 0) {
     __syncthreads();
-    tile.prepare(0);
+    tile.prepare(shared.stages[0], 0);
   }
+  int used = 0, filled = kStages - 1;  // stages, in turn
 #pragma unroll 1
-  for (int step = 0; step < tile.steps; ++step) {
+  for (int step = 0; step < steps; ++step) {
     wait_copies<kStages - 2 - Tile::kAhead>();
     __syncthreads();  // all have what the step needs, and nobody reads the previous step's any more
-    tile.begin_copies(step + kStages - 1);
-    if (tile.group(step) < tile.end_group) tile.multiply(step, total);
-    if (Tile::kAhead > 0 && step + 1 < tile.steps) tile.prepare(step + 1);
+    if (step + kStages - 1 < steps) {
+      tile.copy_weight(shared.stages[filled].weight);
+      tile.template copy_x<false>(shared.stages[filled]);
+    }
+    close_copies();
+    const int next = used + 1 == kStages ? 0 : used + 1;
+    if (tile.has_group(step)) tile.multiply(shared.stages[used], step, total);
+    if (Tile::kAhead > 0 && step + 1 < steps) tile.prepare(shared.stages[next], step + 1);
+    used = next;
+    filled = filled + 1 == kStages ? 0 : filled + 1;
   }
   wait_copies<0>();
   __syncthreads();
 
   // The phases' sums, then the splits', always in order.
-  auto* others = reinterpret_cast<float4*>(memory);
+  auto* others = reinterpret_cast<float4*>(shared.stages);
   const int thread = threadIdx.x % kPhaseThreads;
-  static_assert(sizeof(typename Tile::Stage) * kStages >= kFragments * kPhaseThreads * sizeof(float4) &&
-                w4::kPhases == 2);
+  static_assert(sizeof(shared.stages) >= kFragments * kPhaseThreads * sizeof(float4) && w4::kPhases == 2);
   if (tile.phase == 1) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
@@ -112,7 +127,8 @@ __device__ __forceinline__ void compute_block(Tile& tile, uint8_t* memory, bool&
   }
   __syncthreads();
   const int splits = params.schedule.splits;
-  float4* partials = params.partials + int64_t{blockIdx.x} * splits * (kFragments * kPhaseThreads) + thread;
+  const int64_t part = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;  // tile and chunk of rows
+  float4* partials = params.partials + part * splits * (kFragments * kPhaseThreads) + thread;
   if (tile.phase == 0) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
@@ -120,16 +136,16 @@ __device__ __forceinline__ void compute_block(Tile& tile, uint8_t* memory, bool&
       const float4 other = others[f * kPhaseThreads + thread];
       own[0] += other.x, own[1] += other.y, own[2] += other.z, own[3] += other.w;
       if (splits > 1)
-        partials[(int64_t{blockIdx.y} * kFragments + f) * kPhaseThreads] = {own[0], own[1], own[2], own[3]};
+        partials[(int64_t{blockIdx.z} * kFragments + f) * kPhaseThreads] = {own[0], own[1], own[2], own[3]};
     }
   }
   if (splits > 1) {
     __threadfence();
     __syncthreads();
     // Wraps to zero by itself, for the next launch.
-    if (threadIdx.x == 0) last = atomicInc(params.counters + blockIdx.x, splits - 1) == splits - 1;
+    if (threadIdx.x == 0) shared.last = atomicInc(params.counters + part, splits - 1) == splits - 1;
     __syncthreads();
-    if (!last || tile.phase != 0) return;
+    if (!shared.last || tile.phase != 0) return;
     __threadfence();
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {

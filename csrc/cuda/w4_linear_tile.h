@@ -63,28 +63,45 @@ struct WeightStage {
   uint16_t scales_zeros[w4::kRowPairs * w4::kPhases][2][2][kRowBlock];  // warp, block, scale or zero
 };
 
+// Copies go step by step; what they read next is kept as pointers, as an index costs several instructions,
+// and there are not many to spare: at few rows a multiprocessor has some 900 cycles for the weights of a
+// step.
 struct WeightTile {
   const W4LinearParams& params;
   int lane, warp, row_pair, phase;
   int first_row, rows;  // of x
   int64_t first_block;  // of 16 rows of the weight, of this warp
   int first_group, end_group, steps;
+  int next_group;  // of this thread's phase
+  const uint8_t* next_words;
+  const uint16_t* next_scales_zeros;
 
   __device__ __forceinline__ explicit WeightTile(const W4LinearParams& params) : params(params) {
     lane = threadIdx.x % mma::kLanes;
     warp = threadIdx.x / mma::kLanes;
     row_pair = warp % w4::kRowPairs;
     phase = warp / w4::kRowPairs;
-    first_row = static_cast<int>(blockIdx.x) % params.chunks * kMostRows;
+    first_row = static_cast<int>(blockIdx.x) * kMostRows;
     rows = min(kMostRows, params.m - first_row);
-    first_block = (int64_t{static_cast<int>(blockIdx.x) / params.chunks} * w4::kRowPairs + row_pair) * 2;
-    first_group = blockIdx.y * params.schedule.split_groups;
+    first_block = (int64_t{blockIdx.y} * w4::kRowPairs + row_pair) * 2;
+    first_group = blockIdx.z * params.schedule.split_groups;
     end_group = min(first_group + params.schedule.split_groups, static_cast<int>(params.shape.groups()));
     steps = (end_group - first_group + w4::kPhases - 1) / w4::kPhases;
+    next_group = first_group + phase;
+    const int64_t groups = params.shape.groups();
+    next_words = params.packed + (block_of(w4::lane_block(lane)) * groups + next_group) * w4::kGroupBytes +
+                 w4::lane_byte(lane);
+    next_scales_zeros = params.scales_zeros +
+                        (block_of(lane / kScaleLanes) * groups + next_group) * (2 * kRowBlock) +
+                        lane % kScaleLanes * 8;
   }
 
-  // Of this thread's phase.
-  __device__ __forceinline__ int group(int step) const { return first_group + step * w4::kPhases + phase; }
+  static constexpr int kScaleLanes = 2 * kRowBlock * 2 / 16;  // that copy a block's numbers, 16 bytes each
+
+  // Whether this thread's phase has a group in the step.
+  __device__ __forceinline__ bool has_group(int step) const {
+    return first_group + step * w4::kPhases + phase < end_group;
+  }
 
   // A tile beyond the last block of rows reads that one again; its results are not stored.
   __device__ __forceinline__ int64_t block_of(int which) const {
@@ -92,22 +109,17 @@ struct WeightTile {
     return block < last ? block : last;
   }
 
-  __device__ __forceinline__ void copy_weight(WeightStage& stage, int step) const {
-    const int group = this->group(step);
-    if (group >= end_group) return;
-    const uint8_t* words =
-        params.packed + (block_of(w4::lane_block(lane)) * params.shape.groups() + group) * w4::kGroupBytes +
-        w4::lane_byte(lane);
+  // The next step's.
+  __device__ __forceinline__ void copy_weight(WeightStage& stage) {
+    if (next_group < end_group) {
 #pragma unroll
-    for (int jb = 0; jb < w4::kWordSteps; ++jb)
-      copy_16(&stage.words[jb][threadIdx.x], words + jb * w4::kWordStepBytes);
-    constexpr int kLanesPerBlock = 2 * kRowBlock * 2 / 16;
-    if (lane < 2 * kLanesPerBlock) {
-      const int which = lane / kLanesPerBlock, piece = lane % kLanesPerBlock * 8;
-      copy_16(
-          &stage.scales_zeros[warp][which][0][0] + piece,
-          params.scales_zeros + (block_of(which) * params.shape.groups() + group) * (2 * kRowBlock) + piece);
+      for (int jb = 0; jb < w4::kWordSteps; ++jb)
+        copy_16(&stage.words[jb][threadIdx.x], next_words + jb * w4::kWordStepBytes);
+      if (lane < 2 * kScaleLanes) copy_16(&stage.scales_zeros[warp][0][0][0] + lane * 8, next_scales_zeros);
     }
+    next_group += w4::kPhases;
+    next_words += w4::kPhases * w4::kGroupBytes;
+    next_scales_zeros += w4::kPhases * (2 * kRowBlock);
   }
 
   // The lane's words of a word step, one a row.

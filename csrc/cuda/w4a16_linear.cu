@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTile
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<W4A16Shared<ColTiles>*>(memory);
   W4A16Tile<IsHalf, ColTiles> tile(params, shared);
-  compute_block<IsHalf, ColTiles>(tile, memory, shared.last);
+  compute_block<IsHalf, ColTiles>(tile, shared);
 }
 
 template <int ColTiles>

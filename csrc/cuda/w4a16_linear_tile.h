@@ -42,53 +42,41 @@ struct W4A16Tile : WeightTile {
 
   const W4A16LinearParams& params16;
   Shared& shared;
+  const uint16_t* next_x;  // of row `warp`
+  int next_inputs;         // that rows have from there on; none if that is below 1
 
   __device__ __forceinline__ W4A16Tile(const W4A16LinearParams& params, Shared& shared)
-      : WeightTile(params.linear), params16(params), shared(shared) {}
-
-  __device__ __forceinline__ Stage& stage(int step) const { return shared.stages[step % kStages]; }
-
-  __device__ __forceinline__ void begin_copies(int step) {
-    if (step < steps) {
-      copy_weight(stage(step).weight, step);
-      move_x<false>(step);
-    }
-    close_copies();
-  }
-
-  __device__ __forceinline__ void begin_weight(int step) {
-    if (step < steps) copy_weight(stage(step).weight, step);
-    close_copies();
-  }
-
-  __device__ __forceinline__ void fetch_x(int step) {
-    if (step < steps) move_x<true>(step);
+      : WeightTile(params.linear), params16(params), shared(shared) {
+    const int64_t input = first_group * int64_t{w4::kGroup} + lane * 8;
+    next_x = params.x + (first_row + warp) * params.x_stride + input;
+    next_inputs = static_cast<int>(params.linear.shape.cols - input);
   }
 
   // A warp moves a row's inputs of both groups; rows and inputs that do not exist are zero.
   template <bool Now>
-  __device__ __forceinline__ void move_x(int step) {
-    const int64_t input = (first_group + step * w4::kPhases) * int64_t{w4::kGroup} + lane * 8;
-    const int inputs = static_cast<int>(max(int64_t{0}, min(int64_t{8}, params.shape.cols - input)));
+  __device__ __forceinline__ void copy_x(Stage& stage) {
+    const int inputs = max(0, min(8, next_inputs));
 #pragma unroll
     for (int n = 0; n < ColTiles; ++n) {
       const int row = n * mma::kCols + warp;
       const int count = row < rows ? inputs : 0;
-      uint16_t* to = &stage(step).x[row][lane * 8];
-      const uint16_t* from =
-          count > 0 ? params16.x + (first_row + row) * params16.x_stride + input : params16.x;
+      uint16_t* to = &stage.x[row][lane * 8];
+      const uint16_t* from = count > 0 ? next_x + n * mma::kCols * params16.x_stride : params16.x;
       if (!Now && params16.x_aligned) {
         copy_16(to, from, count * 2);
       } else if (params16.x_aligned && count == 8) {
         *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
       } else {
+#pragma unroll 1
         for (int i = 0; i < 8; ++i) to[i] = i < count ? from[i] : uint16_t{0};
       }
     }
+    next_x += kStepInputs;
+    next_inputs -= kStepInputs;
   }
 
   // All threads share the sums of a step's x: 16 / ColTiles lanes for a row and group.
-  __device__ __forceinline__ void prepare(int step) {
+  __device__ __forceinline__ void prepare(const Stage& stage, int step) {
     static_assert(kTileThreads == mma::kCols * w4::kPhases * w4::kPieces);
     constexpr int kSharing = w4::kPieces / ColTiles;
     const int sum = threadIdx.x / kSharing, sharer = threadIdx.x % kSharing;
@@ -97,8 +85,7 @@ struct W4A16Tile : WeightTile {
 #pragma unroll
     for (int i = 0; i < ColTiles; ++i) {
       const int piece = sharer + i * kSharing;
-      const auto four =
-          *reinterpret_cast<const uint4*>(&stage(step).x[row][of_phase * w4::kGroup + piece * 8]);
+      const auto four = *reinterpret_cast<const uint4*>(&stage.x[row][of_phase * w4::kGroup + piece * 8]);
       const uint32_t words[4] = {four.x, four.y, four.z, four.w};
       pieces[i] = w4::piece_sum<IsHalf>(words);
     }
@@ -109,8 +96,7 @@ struct W4A16Tile : WeightTile {
   }
 
   // total += this phase's group.
-  __device__ __forceinline__ void multiply(int step, Sums<ColTiles>& total) {
-    const Stage& stage = this->stage(step);
+  __device__ __forceinline__ void multiply(const Stage& stage, int step, Sums<ColTiles>& total) {
     Sums<ColTiles> c = {};
     const uint16_t* row = &stage.x[mma::address_row(lane)][phase * w4::kGroup];
 #pragma unroll

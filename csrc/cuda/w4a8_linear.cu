@@ -8,10 +8,9 @@
 // and no sums of x.
 //
 // Bound: the packed weight, read once, until some 200 rows: m16n8k32 makes 4096 products of int8 while
-// m16n8k16 makes 2048. For few rows w4a16_linear is as fast and rounds less; this is for the many rows of a
-// large batch, where its products, not its weight, take the time. Within a CUDA graph the second launch
-// reads its weight while the first one runs, and that one begins while the launch before it ends
-// (dependent_launch.h).
+// m16n8k16 makes 2048, and a warp has half the instructions of w4a16_linear for it. That one rounds less, and
+// is as fast as long as both wait for the weight. Within a CUDA graph the second launch reads its weight
+// while the first one runs, and that one begins while the launch before it ends (dependent_launch.h).
 #include "w4_linear_binding.h"
 #include "w4a8_linear_tile.h"
 
@@ -70,8 +69,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTile
     w4a8_linear_kernel(const __grid_constant__ W4A8LinearParams params) {
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<W4A8Shared<ColTiles>*>(memory);
-  W4A8Tile<ColTiles> tile(params, shared);
-  compute_block<IsHalf, ColTiles>(tile, memory, shared.last);
+  W4A8Tile<ColTiles> tile(params);
+  compute_block<IsHalf, ColTiles>(tile, shared);
 }
 
 template <int ColTiles>

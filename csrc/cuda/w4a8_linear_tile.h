@@ -46,60 +46,49 @@ struct W4A8Tile : WeightTile {
   static constexpr int kAhead = 0;
 
   const QuantizedRows& x;
-  Shared& shared;
+  const uint8_t* next_levels;            // of row level_row, this thread's 16 of both groups
+  const w4a8::RowNumbers* next_numbers;  // of row threadIdx.x
+  int level_row;
 
-  __device__ __forceinline__ W4A8Tile(const W4A8LinearParams& params, Shared& shared)
-      : WeightTile(params.linear), x(params.x), shared(shared) {}
+  static constexpr int kRows = ColTiles * mma::kCols, kPieces = kStepInputs / 16;
+  static constexpr int kTurnRows = kTileThreads / kPieces;  // whose levels all threads move at a time
 
-  __device__ __forceinline__ Stage& stage(int step) const { return shared.stages[step % kStages]; }
-
-  __device__ __forceinline__ void begin_copies(int step) {
-    if (step < steps) {
-      copy_weight(stage(step).weight, step);
-      move_x<false>(step);
-    }
-    close_copies();
+  __device__ __forceinline__ explicit W4A8Tile(const W4A8LinearParams& params)
+      : WeightTile(params.linear), x(params.x) {
+    const int thread = static_cast<int>(threadIdx.x);
+    level_row = thread / kPieces;
+    next_levels = x.levels + (int64_t{first_row + level_row} * x.groups + first_group) * w4::kGroup +
+                  thread % kPieces * 16;
+    next_numbers = x.numbers + int64_t{first_row + thread} * x.groups + first_group;
   }
 
-  __device__ __forceinline__ void begin_weight(int step) {
-    if (step < steps) copy_weight(stage(step).weight, step);
-    close_copies();
-  }
-
-  __device__ __forceinline__ void fetch_x(int step) {
-    if (step < steps) move_x<true>(step);
-  }
-
-  // 16 threads move a row's levels of both groups, one its numbers; rows that do not exist are zero.
+  // Rows that do not exist are zero; nothing is read of them.
   template <bool Now>
-  __device__ __forceinline__ void move_x(int step) {
-    constexpr int kRows = ColTiles * mma::kCols, kPieces = kStepInputs / 16;
-    constexpr int kTurns = (kRows * kPieces + kTileThreads - 1) / kTileThreads;
+  __device__ __forceinline__ void copy_x(Stage& stage) {
     static_assert(sizeof(w4a8::RowNumbers) * w4::kPhases == 16 && kRows <= kTileThreads);
-    const int group = first_group + step * w4::kPhases;
 #pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int row = (turn * kTileThreads + static_cast<int>(threadIdx.x)) / kPieces;
-      const int piece = threadIdx.x % kPieces * 16;
-      if (kRows * kPieces >= kTileThreads || row < kRows)
-        move_16<Now>(&stage(step).levels[row][piece], x.levels + at(row, group) * w4::kGroup + piece,
-                     row < rows);
+    for (int turn = 0; turn < (kRows + kTurnRows - 1) / kTurnRows; ++turn) {
+      const int row = turn * kTurnRows + level_row;
+      const bool exists = row < rows;
+      const uint8_t* from =
+          exists ? next_levels + int64_t{turn * kTurnRows} * x.groups * w4::kGroup : x.levels;
+      if (kRows >= kTurnRows || row < kRows)
+        move_16<Now>(&stage.levels[row][threadIdx.x % kPieces * 16], from, exists);
     }
-    const int row = threadIdx.x;
-    if (row < kRows) move_16<Now>(stage(step).numbers[row], x.numbers + at(row, group), row < rows);
-  }
-
-  // Index of a row's group; of the first row for those that do not exist.
-  __device__ __forceinline__ int64_t at(int row, int group) const {
-    return int64_t{first_row + (row < rows ? row : 0)} * x.groups + group;
+    const int row = static_cast<int>(threadIdx.x);
+    if (row < kRows) {
+      const bool exists = row < rows;
+      move_16<Now>(stage.numbers[row], exists ? next_numbers : x.numbers, exists);
+    }
+    next_levels += kStepInputs;
+    next_numbers += w4::kPhases;
   }
 
   // Nothing: sums of x come with its levels.
-  __device__ __forceinline__ void prepare(int) {}
+  __device__ __forceinline__ void prepare(const Stage&, int) {}
 
   // total += this phase's group.
-  __device__ __forceinline__ void multiply(int step, Sums<ColTiles>& total) {
-    const Stage& stage = this->stage(step);
+  __device__ __forceinline__ void multiply(const Stage& stage, int, Sums<ColTiles>& total) {
     int c[w4::kProducts][ColTiles][4] = {};
     const uint8_t* row = &stage.levels[mma::address_row(lane)][phase * w4::kGroup];
 #pragma unroll
