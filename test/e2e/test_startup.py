@@ -119,7 +119,7 @@ def test_unsupported_flag(flat_model: FlatModel) -> None:
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (("--tp-size", "2"), "--tp-size 1"),
+        (("--tp-size", "2"), "inputs of down_proj, no multiple of --er-group-size 128: use --er-group-size 32"),
         (("--enable-lora", "--lora-paths", "a=b"), "LoRA"),
         (("--disaggregation-mode", "decode"), "PD disaggregation"),
         (("--rl-on-policy-target", "fsdp"), "--rl-on-policy-target"),

@@ -10,6 +10,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from sglang_er.config import ConfigError, RolloutConfig, from_env
 from sglang_er.engine import compat, identity
+from sglang_er.engine.shards import check_model
 from sglang_er.engine.target_attention import CHOICE, SUPPORTED
 from sglang_er.kernels import proven
 from sglang_er.policy import cost_file
@@ -79,7 +80,7 @@ def validate_server_args(server_args: Any) -> None:
     for name, fine, advice in _UNSUPPORTED_FLAGS:
         if getattr(server_args, name, fine[0]) not in fine:
             raise ConfigError(f"{ALGORITHM}: {advice}")
-    _validate_model(server_args)
+    _validate_model(server_args, config)
     _validate_costs(server_args, config)
 
 
@@ -111,7 +112,7 @@ def _validate_gpu(server_args: Any, config: RolloutConfig) -> None:
         )
 
 
-def _validate_model(server_args: Any) -> None:
+def _validate_model(server_args: Any, config: RolloutConfig) -> None:
     from sglang.srt.configs.model_config import AttentionArch
 
     adapter = compat.adapter()
@@ -137,6 +138,7 @@ def _validate_model(server_args: Any) -> None:
             f"{ALGORITHM}: {architecture} has {problem}, which is not supported: serve it with --plain, or choose a "
             "Llama, Qwen2, Qwen3 or Mistral model"
         )
+    check_model(model.hf_text_config, model.head_dim, int(getattr(server_args, "tp_size", 1)), config.group_size)
 
 
 def _validate_costs(server_args: Any, config: RolloutConfig) -> None:

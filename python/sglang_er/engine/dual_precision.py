@@ -19,8 +19,8 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
-from sglang_er.config import ConfigError
 from sglang_er.engine import dual_experts
+from sglang_er.engine.shards import check_shard
 from sglang_er.twin.packed_linear import PackedLinear
 from sglang_er.twin.twin import Twin
 
@@ -81,7 +81,7 @@ def install_twin(
                 twin.skipped.append(f"{name} (MoE experts: {reason})")
             else:
                 inputs = module.w2_weight.shape[2]
-                _check_shard(f"{name}.w2_weight", inputs, inputs * module.moe_tp_size, group_size)
+                check_shard(f"{name}.w2_weight", inputs, inputs * module.moe_tp_size, group_size)
                 dual_experts.install_experts(twin, name, module, partial(pack, own_layout=True))
     if quantize_lm_head:
         _install_lm_head(twin, model, pack)
@@ -110,21 +110,10 @@ def _install_linear(twin: Twin, name: str, module: LinearBase, pack: Pack, group
     if type(method) is not UnquantizedLinearMethod or weight is None or weight.dim() != 2:
         twin.skipped.append(f"{name} ({type(method).__name__})")
         return
-    _check_shard(name, weight.shape[1], module.input_size, group_size)
+    check_shard(name, weight.shape[1], module.input_size, group_size)
     packed = pack(name, lambda: module.weight.data)
     twin.layers.append(packed)
     module.quant_method = DualPrecisionMethod(method, packed, twin)
-
-
-def _check_shard(name: str, inputs: int, of: int, group_size: int) -> None:
-    """Of a layer whose inputs are divided among ranks, each has whole groups: else each would pad its last one."""
-    if inputs == of or inputs % group_size == 0:
-        return
-    fitting = [size for size in (64, 32) if inputs % size == 0 and size < group_size]
-    advice = f"use --er-group-size {fitting[0]} or fewer ranks" if fitting else "use fewer ranks"
-    raise ConfigError(
-        f"every rank has {inputs} of the {of} inputs of {name}, no multiple of --er-group-size {group_size}: {advice}"
-    )
 
 
 def _install_lm_head(twin: Twin, model: nn.Module, pack: Pack) -> None:

@@ -91,7 +91,10 @@ def _refusal(updater: Any, request: Any) -> str | None:
     """Why this update must not begin: SGLang would write the weights and then fail an assertion on the flush."""
     if not getattr(request, "flush_cache", False):
         return None
-    if compat.adapter().is_idle(updater):
+    adapter = compat.adapter()
+    if not adapter.is_idle(updater):
+        adapter.settle(updater)
+    if adapter.is_idle(updater):
         return None
     return (
         "flush_cache=true while requests are running: nothing was updated. Pause with mode abort or retract first, "

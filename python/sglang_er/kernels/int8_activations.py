@@ -14,9 +14,9 @@ from sglang_er.kernels import registry
 from sglang_er.kernels.base import PackedWeight
 
 FEWEST_ROWS = 17
-"""On a GPU whose times are in no table. For 17 KB of weight a multiprocessor of an H200 issues, by the machine code, 700
-times 8 warps' instructions for 17 to 32 rows, 1400 cycles of four, and reads that weight in 940; in int8 it issues 650
-cycles of them. Up to 16 rows it is 1000 and 480 (docs/gpu.md#kernels)."""
+"""On a GPU whose times are in no table. While 17 KB of weight come to a multiprocessor of an H200, 940 cycles, it has
+to issue, by the machine code, 1400 cycles of instructions for 17 to 32 rows, and in int8 650; up to 16 rows 1000 and
+480 (docs/gpu.md#kernels)."""
 
 
 def int8_pays(x: torch.Tensor, weight: PackedWeight) -> bool:

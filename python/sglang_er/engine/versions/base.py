@@ -150,6 +150,11 @@ class Adapter(ABC):
     def is_idle(self, updater: Any) -> bool:
         """Whether SGLang could flush its cache now; `updater`: SchedulerWeightUpdaterManager."""
 
+    def settle(self, updater: Any) -> None:  # noqa: B027
+        """Brings to its end what the scheduler still holds of requests that are finished, if there are no others. With
+        overlap a step more is under way when a request's last token is sent; who updates on that is not to be told that
+        requests are running."""
+
     @abstractmethod
     def state_request_done(self, updated: bool) -> Any:
         """Reply to a command that travelled in a SetInternalStateReq."""

@@ -184,6 +184,19 @@ class Sglang0521(Adapter):
         paused = updater.scheduler is not None and updater.scheduler._engine_paused
         return bool(updater.is_fully_idle(ignore_waiting=paused))
 
+    def settle(self, updater: Any) -> None:
+        scheduler = updater.scheduler
+        if scheduler is None or scheduler.waiting_queue or scheduler.chunked_req is not None:
+            return
+        running, last = scheduler.running_batch, scheduler.last_batch
+        if not all(req.finished() for batch in (running, last) if batch is not None for req in batch.reqs):
+            return
+        # What the scheduler's loop does next, which finds nothing to run.
+        scheduler.running_batch = scheduler.get_next_batch_to_run(running_batch=running, last_batch=last).running_batch
+        while scheduler.enable_overlap and scheduler.result_queue:
+            scheduler.process_batch_result(*scheduler.result_queue.popleft())
+        scheduler.last_batch = None
+
     def state_request_done(self, updated: bool) -> Any:
         from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
