@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#if defined(SGLANG_ER_SIMT)
+#include "simt/async_copy.h"  // for threads of a CPU: test/native
+#else
+
 namespace sglang_er::cuda {
 
 // 16 bytes past the registers and L1, of which the first `bytes` are read and the others become zero. Both
@@ -21,6 +25,12 @@ template <int Open>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Open) : "memory");
 }
+
+}  // namespace sglang_er::cuda
+
+#endif
+
+namespace sglang_er::cuda {
 
 // 16 bytes to shared memory, zeros unless they exist: at once, or as a copy that is under way.
 template <bool Now>

@@ -7,7 +7,9 @@
 // came before it.
 #pragma once
 
-#include <cuda_runtime.h>
+#if defined(SGLANG_ER_SIMT)
+#include "simt/dependent_launch.h"  // for threads of a CPU: test/native
+#else
 
 namespace sglang_er::cuda {
 
@@ -25,21 +27,6 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
-// `kernel<<<grid, threads, bytes, stream>>>(params)`; `dependent`: it may start early.
-template <class Params>
-cudaError_t launch_kernel(void (*kernel)(Params), dim3 grid, int threads, int bytes, cudaStream_t stream,
-                          bool dependent, const Params& params) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = dependent ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, params);
-}
-
 }  // namespace sglang_er::cuda
+
+#endif

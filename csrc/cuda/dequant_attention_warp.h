@@ -185,29 +185,6 @@ struct PoolHead {
   int64_t value_stride;
 };
 
-// Bf16 values that a lane loads at once; zeros for a token that does not count (slot -1), whatever the pool
-// holds. A predicate instead of a branch: all loads of a tile are under way together.
-template <int Words>
-__device__ __forceinline__ void load_pool(const uint16_t* values, int64_t stride, int slot, int dim,
-                                          uint32_t (&words)[Words]) {
-  static_assert(Words == 2 || Words == 4);
-  const uint16_t* from = values + slot * stride + dim;
-  if constexpr (Words == 4) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ge.s32 p, %5, 0;\n"
-        "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-        "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
-        : "=&r"(words[0]), "=&r"(words[1]), "=&r"(words[2]), "=&r"(words[3])
-        : "l"(from), "r"(slot));
-  } else {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ge.s32 p, %3, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\n"
-        "@p ld.global.v2.b32 {%0, %1}, [%2];\n}"
-        : "=&r"(words[0]), "=&r"(words[1])
-        : "l"(from), "r"(slot));
-  }
-}
-
 // Sixteen tokens of the pool: token l of the step has slot `slot` of lane l, -1 if it does not count.
 template <int Dim, int HeadTiles>
 __device__ __forceinline__ void attend_pool(const PoolHead& pool, int tile, int slot, uint32_t mask,

@@ -8,144 +8,20 @@
 //
 // Bits of the reference: same order of additions, no contraction. A slot outside the pool is left out, since
 // the host cannot look at the list.
-#include <cuda_fp16.h>
 #include <tvm/ffi/string.h>
 
 #include <cstdint>
-#include <cstring>
 
 #include "binding.h"
-#include "rotation_warp.h"
-#include "sglang_er/kv_shadow_quantize.h"
+#include "kv_shadow_store_kernel.h"
 
 namespace sglang_er::cuda {
 namespace {
 
-constexpr int kBlockWarps = 8;
-
-struct Part {  // keys or values
-  const void* pool;
-  int64_t stride;  // elements between slots
-  int dim;
-  bool aligned;  // every lane's elements can be loaded at once
-  bool rotated;
-  uint8_t* shadow;
-  uint16_t* scales;
-};
-
-struct KvShadowStoreParams {
-  Part parts[2];
-  const int64_t* slots;
-  int64_t vectors;
-  int64_t pool_slots;
-  int kv_heads;
-  ShadowFormat format;
-  float norm;  // of the rotation of keys
-};
-
-struct BFloat16 {
-  uint16_t bits;
-};
-__device__ __forceinline__ float to_float(BFloat16 value) { return bf16_to_float(value.bits); }
-__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
-
-template <int Bytes>
-struct Chunk;
-template <>
-struct Chunk<1> {
-  using Type = uint8_t;
-};
-template <>
-struct Chunk<2> {
-  using Type = uint16_t;
-};
-template <>
-struct Chunk<4> {
-  using Type = uint32_t;
-};
-template <>
-struct Chunk<8> {
-  using Type = uint64_t;
-};
-template <>
-struct Chunk<16> {
-  using Type = uint4;
-};
-
-template <int Bytes, class Word>
-__device__ __forceinline__ void store_bytes(uint8_t* out, Word word) {
-  using Type = typename Chunk<Bytes>::Type;
-  *reinterpret_cast<Type*>(out) = static_cast<Type>(word);
-}
-
-template <class T, int E>
-__device__ __forceinline__ void load_lane(const T* vector, int lane, bool aligned, float (&x)[E]) {
-  T loaded[E];
-  const T* first = vector + lane * E;
-  if (aligned) {
-    const auto chunk = *reinterpret_cast<const typename Chunk<E * 2>::Type*>(first);
-    memcpy(loaded, &chunk, sizeof(chunk));
-  } else {
-#pragma unroll
-    for (int i = 0; i < E; ++i) loaded[i] = first[i];
-  }
-#pragma unroll
-  for (int i = 0; i < E; ++i) x[i] = to_float(loaded[i]);
-}
-
-template <class T, int E>
-__global__ void __launch_bounds__(kBlockWarps* kWarpLanes)
-    kv_shadow_store_kernel(const __grid_constant__ KvShadowStoreParams params) {
-  const int lane = threadIdx.x % kWarpLanes;
-  const int64_t vector = int64_t{blockIdx.x} * kBlockWarps + threadIdx.x / kWarpLanes;
-  if (vector >= params.vectors) return;
-  const int head = static_cast<int>(vector % params.kv_heads);
-  const int64_t row = vector / params.kv_heads;
-  const int64_t slot = params.slots[row / 2];
-  if (slot < 0 || slot >= params.pool_slots) return;
-  const Part& part = params.parts[row % 2];
-  const int dim = part.dim;
-  const int64_t index = slot * params.kv_heads + head;
-
-  float x[E] = {};
-  const bool inside = lane * E < dim;
-  if (inside) {
-    const T* pool = static_cast<const T*>(part.pool) + slot * part.stride + int64_t{head} * dim;
-    load_lane<T, E>(pool, lane, part.aligned, x);
-  }
-  if (part.rotated) rotate_in_warp<E>(x, rotation_block(dim), params.norm, lane);
-
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < E; ++i) largest = fmaxf(largest, fabsf(x[i]));
-#pragma unroll
-  for (int distance = kWarpLanes / 2; distance > 0; distance /= 2)
-    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, distance));
-
-  const uint16_t scale = shadow_scale_bits(largest, params.format);
-  const float inverse = shadow_inverse_scale(scale);
-  if (lane == 0) part.scales[index] = scale;
-  int levels[E];
-#pragma unroll
-  for (int i = 0; i < E; ++i) levels[i] = shadow_level(x[i], inverse, params.format);
-
-  uint8_t* out = part.shadow + index * level_bytes_of(dim, params.format);
-  if (params.format != ShadowFormat::kInt4) {
-    if (inside) store_bytes<E>(out + lane * E, level_bytes<E>(levels));
-  } else if (part.rotated) {
-    if (inside) store_bytes<E / 2>(out + lane * (E / 2), key_nibbles<E>(levels));
-  } else {
-    const uint64_t own = level_bytes<E>(levels);
-    const uint64_t partner = __shfl_xor_sync(0xFFFFFFFFu, own, value_partner<E>());
-    if (inside && writes_value<E>(lane))
-      store_bytes<E>(out + value_byte<E>(lane), value_nibbles(own, partner));
-  }
-}
-
 template <class T>
 void launch(const KvShadowStoreParams& params, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>((params.vectors + kBlockWarps - 1) / kBlockWarps);
-  const int threads = kBlockWarps * kWarpLanes;
+  const auto blocks = static_cast<unsigned>((params.vectors + kStoreWarps - 1) / kStoreWarps);
+  const int threads = kStoreWarps * kWarpLanes;
   const int dim = params.parts[0].dim > params.parts[1].dim ? params.parts[0].dim : params.parts[1].dim;
   switch (lane_elements(dim)) {
     case 2:
@@ -157,8 +33,8 @@ void launch(const KvShadowStoreParams& params, cudaStream_t stream) {
   }
 }
 
-Part checked_part(const TensorView& pool, const TensorView& shadow, const TensorView& scales,
-                  ShadowFormat format, bool rotated, int lane_bytes) {
+ShadowPart checked_part(const TensorView& pool, const TensorView& shadow, const TensorView& scales,
+                        ShadowFormat format, bool rotated, int lane_bytes) {
   const DLDevice device = pool.device();
   for (const TensorView& tensor : {pool, shadow, scales}) check_on(tensor, device);
   const int64_t slots = pool.size(0), heads = pool.size(1), dim = pool.size(2);
@@ -220,7 +96,7 @@ void kv_shadow_store(TensorView keys, TensorView values, TensorView slots, tvm::
       static_cast<int>(keys.size(1)),
       format,
       rotation_norm(static_cast<int>(keys.size(2)))};
-  SGLANG_ER_CHECK(params.vectors / kBlockWarps < INT32_MAX, "too many slots in one call");
+  SGLANG_ER_CHECK(params.vectors / kStoreWarps < INT32_MAX, "too many slots in one call");
   const OnDevice on_device(device);
   half ? launch<__half>(params, current_stream(device)) : launch<BFloat16>(params, current_stream(device));
   check_cuda(cudaGetLastError(), "kv_shadow_store");

@@ -77,6 +77,23 @@ inline W4LinearParams linear_params(DLDevice device, int64_t cols, TensorView pa
           .counters = static_cast<uint32_t*>(counters.data_ptr())};
 }
 
+// `kernel<<<grid, threads, bytes, stream>>>(params)`; `dependent`: it may start early.
+template <class Params>
+cudaError_t launch_kernel(void (*kernel)(Params), dim3 grid, int threads, int bytes, cudaStream_t stream,
+                          bool dependent, const Params& params) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = dependent ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
 // One launch of `kernel` for all tiles, splits and chunks of rows; `Shared`: what a block has of shared
 // memory.
 template <class Shared, class Params>

@@ -143,7 +143,8 @@ __device__ __forceinline__ void compute_block(Tile& tile, typename Tile::Shared&
     __threadfence();
     __syncthreads();
     // Wraps to zero by itself, for the next launch.
-    if (threadIdx.x == 0) shared.last = atomicInc(params.counters + part, splits - 1) == splits - 1;
+    const auto last = static_cast<uint32_t>(splits - 1);
+    if (threadIdx.x == 0) shared.last = atomicInc(params.counters + part, last) == last;
     __syncthreads();
     if (!shared.last || tile.phase != 0) return;
     __threadfence();

@@ -16,19 +16,10 @@
 // A thread waits for its own words only; the barrier of a step is for x. Within a CUDA graph a launch begins
 // to read its weight while the launch before it ends (dependent_launch.h).
 #include "w4_linear_binding.h"
-#include "w4a16_linear_tile.h"
+#include "w4a16_linear_kernel.h"
 
 namespace sglang_er::cuda {
 namespace {
-
-template <bool IsHalf, int ColTiles>
-__global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTiles>)
-    w4a16_linear_kernel(const __grid_constant__ W4A16LinearParams params) {
-  extern __shared__ __align__(128) uint8_t memory[];
-  auto& shared = *reinterpret_cast<W4A16Shared<ColTiles>*>(memory);
-  W4A16Tile<IsHalf, ColTiles> tile(params, shared);
-  compute_block<IsHalf, ColTiles>(tile, shared);
-}
 
 template <int ColTiles>
 void launch(const W4A16LinearParams& params, cudaStream_t stream) {

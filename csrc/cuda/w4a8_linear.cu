@@ -12,66 +12,10 @@
 // is as fast as long as both wait for the weight. Within a CUDA graph the second launch reads its weight
 // while the first one runs, and that one begins while the launch before it ends (dependent_launch.h).
 #include "w4_linear_binding.h"
-#include "w4a8_linear_tile.h"
+#include "w4a8_linear_kernel.h"
 
 namespace sglang_er::cuda {
 namespace {
-
-constexpr int kQuantizeThreads = 256;
-
-struct QuantizeParams {
-  const uint16_t* x;
-  int64_t x_stride;
-  int64_t cols;
-  int m;
-  QuantizedRows to;
-};
-
-// A warp takes a row's group.
-template <bool IsHalf>
-__global__ void __launch_bounds__(kQuantizeThreads)
-    quantize_rows_kernel(const __grid_constant__ QuantizeParams params) {
-  let_next_start();
-  wait_for_previous();
-  constexpr int kWarps = kQuantizeThreads / mma::kLanes;
-  const int lane = threadIdx.x % mma::kLanes;
-  const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / mma::kLanes;
-  if (item >= int64_t{params.m} * params.to.groups) return;
-  const int64_t row = item / params.to.groups, group = item % params.to.groups;
-
-  float values[w4a8::kLaneLevels];
-  uint32_t top = 0;
-#pragma unroll
-  for (int c = 0; c < w4a8::kLaneLevels; ++c) {
-    const int64_t input = group * w4::kGroup + w4a8::first_input(lane, c % 2) + c / 2;
-    values[c] = input < params.cols ? w4::input_value<IsHalf>(params.x[row * params.x_stride + input]) : 0.0f;
-    top = max(top, __float_as_uint(values[c]) & 0x7FFFFFFFu);
-  }
-  top = __reduce_max_sync(0xFFFFFFFFu, top);
-  const bool finite = w4a8::is_finite(top);
-  const w4a8::Quantizer quantizer = w4a8::quantizer(__uint_as_float(top));
-  int levels[w4a8::kLaneLevels], sum = 0;
-#pragma unroll
-  for (int c = 0; c < w4a8::kLaneLevels; ++c) {
-    levels[c] = finite ? w4a8::level(values[c], quantizer.inverse) : 0;
-    sum += levels[c];
-  }
-  sum = __reduce_add_sync(0xFFFFFFFFu, sum);
-  reinterpret_cast<uint32_t*>(params.to.levels + item * w4::kGroup)[lane] = w4a8::pack_levels(levels);
-  if (lane == 0) {
-    const float scale = finite ? quantizer.scale : __int_as_float(0x7FC00000);
-    params.to.numbers[item] = {scale, __fmul_rn(scale, static_cast<float>(sum))};
-  }
-}
-
-template <bool IsHalf, int ColTiles>
-__global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor<ColTiles>)
-    w4a8_linear_kernel(const __grid_constant__ W4A8LinearParams params) {
-  extern __shared__ __align__(128) uint8_t memory[];
-  auto& shared = *reinterpret_cast<W4A8Shared<ColTiles>*>(memory);
-  W4A8Tile<ColTiles> tile(params);
-  compute_block<IsHalf, ColTiles>(tile, shared);
-}
 
 template <int ColTiles>
 void launch(const W4A8LinearParams& params, cudaStream_t stream, bool dependent) {
@@ -108,11 +52,11 @@ void w4a8_linear(TensorView x, TensorView packed, TensorView scales_zeros, Optio
   const OnDevice on_device(device);
   const cudaStream_t stream = current_stream(device);
   const bool dependent = capture_of(stream, "w4a8_linear") != 0;
-  const QuantizeParams quantize{.x = static_cast<const uint16_t*>(x.data_ptr()),
-                                .x_stride = x.stride(0),
-                                .cols = x.size(1),
-                                .m = params.linear.m,
-                                .to = rows};
+  const QuantizeRowsParams quantize{.x = static_cast<const uint16_t*>(x.data_ptr()),
+                                    .x_stride = x.stride(0),
+                                    .cols = x.size(1),
+                                    .m = params.linear.m,
+                                    .to = rows};
   constexpr int kWarps = kQuantizeThreads / mma::kLanes;
   const dim3 grid(static_cast<unsigned>((items + kWarps - 1) / kWarps));
   check_cuda(

@@ -1,4 +1,5 @@
-// All tests on one instruction set: native_tests <name>. Exit code 77: this machine does not have it.
+// All tests of CPU kernels on one instruction set: native_tests <name>. Exit code 77: this machine does not
+// have it. Those of CUDA kernels on threads of a CPU: native_tests simt.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -13,13 +14,18 @@ std::vector<Test>& tests() {
   return all;
 }
 
+std::vector<Test>& simt_tests() {
+  static std::vector<Test> all;
+  return all;
+}
+
 void fail(const char* file, int line, const std::string& what) {
   std::fprintf(stderr, "%s:%d: failed: %s\n", file, line, what.c_str());
   std::abort();  // sanitizers stop at the first error too
 }
 
-int run_tests() {
-  for (const Test& test : tests()) {
+int run_tests(const std::vector<Test>& chosen) {
+  for (const Test& test : chosen) {
     std::printf("%s", test.name);
     std::fflush(stdout);
     const auto begin = std::chrono::steady_clock::now();
@@ -35,12 +41,13 @@ int run_tests() {
 int main(int argc, char** argv) {
   using namespace sglang_er::cpu;
   if (argc != 2) {
-    std::fprintf(stderr, "usage: native_tests <instruction set>\n");
+    std::fprintf(stderr, "usage: native_tests <instruction set>, or simt\n");
     return 2;
   }
+  if (std::string(argv[1]) == "simt") return run_tests(simt_tests());
   bool supported = false;
   for (Isa isa : supported_isas()) supported = supported || isa_name(isa) == argv[1];
   if (!supported) return 77;
   set_isa(argv[1]);
-  return run_tests();
+  return run_tests(tests());
 }

@@ -19,24 +19,29 @@ struct Test {
   const char* name;
   void (*run)();
 };
+// Of the CPU's kernels, once for every instruction set; and of CUDA kernels run on threads.h, once.
 std::vector<Test>& tests();
-int run_tests();
+std::vector<Test>& simt_tests();
+int run_tests(const std::vector<Test>& chosen);
 [[noreturn]] void fail(const char* file, int line, const std::string& what);
 
 struct Registered {
-  Registered(const char* name, void (*run)()) { tests().push_back({name, run}); }
+  Registered(std::vector<Test>& among, const char* name, void (*run)()) { among.push_back({name, run}); }
 };
-#define TEST(name)                                           \
-  static void name();                                        \
-  static const Registered name##_is_registered(#name, name); \
+#define TEST_AMONG(among, name)                                     \
+  static void name();                                               \
+  static const Registered name##_is_registered(among, #name, name); \
   static void name()
+#define TEST(name) TEST_AMONG(tests(), name)
+#define SIMT_TEST(name) TEST_AMONG(simt_tests(), name)
 #define CHECK(condition) \
-  if (!(condition)) fail(__FILE__, __LINE__, #condition)
+  if (!(condition)) ::sglang_er::cpu::fail(__FILE__, __LINE__, #condition)
 // Also fails if either is NaN.
 #define CHECK_NEAR(actual, expected, bound)                                            \
   if (const double a = (actual), e = (expected), b = (bound); !(std::abs(a - e) <= b)) \
-  fail(__FILE__, __LINE__,                                                             \
-       #actual " is " + std::to_string(a) + ", expected " + std::to_string(e) + " +- " + std::to_string(b))
+  ::sglang_er::cpu::fail(                                                              \
+      __FILE__, __LINE__,                                                              \
+      #actual " is " + std::to_string(a) + ", expected " + std::to_string(e) + " +- " + std::to_string(b))
 
 inline constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16, DType::kFloat32};
 inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();

@@ -84,3 +84,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&reg)[4], const void* ro
 #endif
 
 }  // namespace sglang_er::mma
+
+#if defined(SGLANG_ER_SIMT)
+#include "simt/mma.h"  // the same for threads of a CPU: test/native
+#endif
