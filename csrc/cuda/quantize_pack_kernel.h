@@ -17,13 +17,14 @@ struct QuantizeParams {
   uint16_t* scales_zeros;
 };
 
-// A lane's four runs of 8 neighbours, of which the first count[quarter] exist. All loads come before the
-// first use.
+// A lane's four runs of 8 neighbours, of inputs that `left` exist of from the lane's first one on; the others
+// are NaN, which is neither the least nor the largest of anything and has the level 0: nothing else has to
+// look. All loads come before the first use.
 template <class T, int Group>
-__device__ __forceinline__ void load_runs(const T* from, const int (&count)[4], bool aligned,
+__device__ __forceinline__ void load_runs(const T* from, int left, bool aligned,
                                           float (&x)[4][quantize::kRun]) {
   constexpr int kLoads = quantize::kRun * sizeof(T) / 16;
-  if (aligned && count[3] == quantize::kRun) {  // then all of them are whole
+  if (aligned && left >= quantize::run_input<Group>(0, 3) + quantize::kRun) {
     union {
       uint4 loads[4][kLoads];
       T values[4][quantize::kRun];
@@ -42,18 +43,23 @@ __device__ __forceinline__ void load_runs(const T* from, const int (&count)[4], 
   } else {
 #pragma unroll
     for (int quarter = 0; quarter < 4; ++quarter) {
-      const T* run = from + quantize::run_input<Group>(0, quarter);
+      const int first = quantize::run_input<Group>(0, quarter);
 #pragma unroll
-      for (int i = 0; i < quantize::kRun; ++i) x[quarter][i] = i < count[quarter] ? to_float(run[i]) : 0.0f;
+      for (int i = 0; i < quantize::kRun; ++i)
+        x[quarter][i] = first + i < left ? to_float(from[first + i]) : NAN;
     }
   }
 }
 
 // Of a group's rows, the code of the range that loses least; all lanes of the warp take part.
 template <int Group>
-__device__ __forceinline__ GroupCode clipped(const float (&x)[4][quantize::kRun], const int (&count)[4],
-                                             float lo, float hi, const GroupCode& whole) {
+__device__ __forceinline__ GroupCode clipped(const float (&x)[4][quantize::kRun], int left, float lo,
+                                             float hi, const GroupCode& whole) {
   clip::Search search = clip::begin(lo, hi, whole);
+  int count[4];  // of a run, that exist
+#pragma unroll
+  for (int quarter = 0; quarter < 4; ++quarter)
+    count[quarter] = max(0, min(quantize::kRun, left - quantize::run_input<Group>(0, quarter)));
   int units[4][quantize::kRun];
   quantize::lane_units(x, whole, units);
 #pragma unroll 1  // eight times the code would not fit the instruction cache
@@ -87,14 +93,10 @@ __global__ void __launch_bounds__(kPackWarps * 32)
     const bool exists = row < params.shape.rows;
     const int64_t first = group * Group + quantize::run_input<Group>(quantize::lane_part<Group>(lane), 0);
     const T* weight = static_cast<const T*>(params.weight) + (exists ? row : 0) * params.stride + first;
+    const int left =
+        exists ? static_cast<int>(max(int64_t{0}, min(int64_t{Group}, params.shape.cols - first))) : 0;
     float x[4][quantize::kRun];
-    int count[4];
-#pragma unroll
-    for (int quarter = 0; quarter < 4; ++quarter) {
-      const int64_t left = exists ? params.shape.cols - first - quantize::run_input<Group>(0, quarter) : 0;
-      count[quarter] = static_cast<int>(left < 0 ? 0 : left < quantize::kRun ? left : quantize::kRun);
-    }
-    load_runs<T, Group>(weight, count, params.aligned, x);
+    load_runs<T, Group>(weight, left, params.aligned, x);
 
     // fminf takes -0 for less than +0, as the rule of a group of zeros wants.
     float lo = INFINITY, hi = -INFINITY;
@@ -102,7 +104,6 @@ __global__ void __launch_bounds__(kPackWarps * 32)
     for (int quarter = 0; quarter < 4; ++quarter) {
 #pragma unroll
       for (int i = 0; i < quantize::kRun; ++i) {
-        if (i >= count[quarter]) continue;
         lo = fminf(lo, x[quarter][i]);
         hi = fmaxf(hi, x[quarter][i]);
       }
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kPackWarps * 32)
     }
     GroupCode code = exists ? group_code(lo, hi) : GroupCode{};
     if constexpr (ClipSearch) {
-      const GroupCode best = clipped<Group>(x, count, lo, hi, code);
+      const GroupCode best = clipped<Group>(x, left, lo, hi, code);
       if (exists) code = best;
     }
     if (quantize::lane_part<Group>(lane) == 0) {
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kPackWarps * 32)
     uint32_t words[quantize::kLaneWords];
 #pragma unroll
     for (int which = 0; which < quantize::kLaneWords; ++which)
-      words[which] = quantize::lane_word(x, count, which, code);
+      words[which] = quantize::lane_word(x, which, code);
 #pragma unroll
     for (int turn = 0; turn < 2; ++turn) {
       const bool low = quantize::sent_word<Group>(lane, turn, 0) == 0;  // else the upper of each pair goes

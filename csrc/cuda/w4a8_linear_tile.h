@@ -89,7 +89,7 @@ struct W4A8Tile : WeightTile {
 
   // total += this phase's group.
   __device__ __forceinline__ void multiply(const Stage& stage, int, Sums<ColTiles>& total) {
-    int c[w4::kProducts][ColTiles][4] = {};
+    int c[w4::kProducts][ColTiles][4];
     const uint8_t* row = &stage.levels[mma::address_row(lane)][phase * w4::kGroup];
 #pragma unroll
     for (int jb = 0; jb < w4::kWordSteps; jb += 2) {
@@ -110,13 +110,21 @@ struct W4A8Tile : WeightTile {
         for (int s = 0; s < 2; ++s) {
           const mma::FragmentB b = w4a8::input_fragment(loaded, s);
 #pragma unroll
-          for (int p = 0; p < w4::kProducts; ++p) mma::multiply_add_int8(c[p][n], a[s][p], b);
+          for (int p = 0; p < w4::kProducts; ++p) {
+            if (jb + s == 0) {
+              mma::multiply_int8(c[p][n], a[s][p], b, w4a8::kStart);
+            } else {
+              mma::multiply_add_int8(c[p][n], a[s][p], b);
+            }
+          }
         }
       }
     }
-    float scale[w4::kLaneRows], zero[w4::kLaneRows];
+    float scale[w4::kLaneRows], zero[w4::kLaneRows], offset[w4::kLaneRows];
     lane_numbers(stage.weight, 0, scale);
     lane_numbers(stage.weight, 1, zero);
+#pragma unroll
+    for (int i = 0; i < w4::kLaneRows; ++i) offset[i] = w4a8::fold_offset(scale[i]);
 #pragma unroll
     for (int n = 0; n < ColTiles; ++n) {
       w4a8::RowNumbers numbers[2];
@@ -127,7 +135,8 @@ struct W4A8Tile : WeightTile {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           const int out = w4::output_row(p, r);
-          total[p][n][r] = w4a8::fold(total[p][n][r], c[p][n][r], numbers[r % 2], scale[out], zero[out]);
+          total[p][n][r] =
+              w4a8::fold(total[p][n][r], c[p][n][r], numbers[r % 2], scale[out], offset[out], zero[out]);
         }
       }
     }

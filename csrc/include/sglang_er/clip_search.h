@@ -20,6 +20,7 @@
 // close together that their zero, rounded to bf16, lies outside of them).
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "sglang_er/quantize.h"
@@ -63,8 +64,8 @@ struct Search {
 };
 
 SGLANG_ER_INLINE int round_even(float x) {  // |x| < 2^22
-  constexpr float kRound = 0x1.8p23f;
-  return static_cast<int>((x + kRound) - kRound);
+  constexpr float kRound = 0x1.8p23f;       // adding it leaves no fraction bits
+  return std::bit_cast<int>(x + kRound) - 0x4B400000;
 }
 
 // A quotient of two scales, 1 or near it.

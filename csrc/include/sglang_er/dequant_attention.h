@@ -32,6 +32,7 @@
 #include <cstdint>
 
 #include "sglang_er/bfloat16.h"
+#include "sglang_er/bits.h"
 #include "sglang_er/macros.h"
 #include "sglang_er/mma.h"
 
@@ -129,17 +130,6 @@ SGLANG_ER_INLINE uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t se
 // Halves 0 of both words, or halves 1: neighbours in k.
 SGLANG_ER_INLINE uint32_t pair_halves(uint32_t even, uint32_t odd, int half) {
   return permute_bytes(even, odd, half == 0 ? 0x5410 : 0x7632);
-}
-
-// (word & mask) | bits. Named, because the compiler would take two instructions for the two constants.
-SGLANG_ER_INLINE uint32_t mask_or(uint32_t word, uint32_t mask, uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  uint32_t out;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(word), "r"(mask), "r"(bits));
-  return out;
-#else
-  return (word & mask) | bits;
-#endif
 }
 
 // bf16 (128 + nibble i, 128 + nibble i + 4) of a word of a key.

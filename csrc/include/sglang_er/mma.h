@@ -63,6 +63,17 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const FragmentA& a, 
   }
 }
 
+// c = A * B + start of signed 8-bit integers, exactly. Not by way of c: one set of registers has the start of
+// all sums.
+__device__ __forceinline__ void multiply_int8(int (&c)[4], const FragmentA& a, const FragmentB& b,
+                                              int start) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %10, %10, %10};"
+      : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+      : "r"(a.reg[0]), "r"(a.reg[1]), "r"(a.reg[2]), "r"(a.reg[3]), "r"(b.reg[0]), "r"(b.reg[1]), "r"(start));
+}
+
 // c += A * B of signed 8-bit integers, exactly.
 __device__ __forceinline__ void multiply_add_int8(int (&c)[4], const FragmentA& a, const FragmentB& b) {
   asm volatile(

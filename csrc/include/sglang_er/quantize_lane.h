@@ -8,6 +8,7 @@
 // side.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "sglang_er/clip_search.h"
@@ -61,17 +62,28 @@ SGLANG_ER_INLINE uint32_t lane_squares(const int (&units)[4][kRun], const int (&
   return squares;
 }
 
-// Word `which` (0..3) of the lane; numbers with `count[quarter]` or more before them in their run do not
-// exist.
-SGLANG_ER_INLINE uint32_t lane_word(const float (&x)[4][kRun], const int (&count)[4], int which,
-                                    const GroupCode& code) {
-  uint32_t word = 0;
+// quantize_value as the low bits of kRoundBits + level: adding kRound rounds, and leaves the level there.
+inline constexpr float kRound = 0x1.8p23f;
+inline constexpr uint32_t kRoundBits = 0x4B400000u;
+SGLANG_ER_INLINE uint32_t level_bits(float weight, const GroupCode& code) {
+  float level = (weight - code.zero) * code.inverse_scale;
+  level = level > 0.0f ? level : 0.0f;  // also takes NaN to 0
+  level = level < kMaxLevel ? level : kMaxLevel;
+  return std::bit_cast<uint32_t>(level + kRound);
+}
+
+// Word `which` (0..3) of the lane. What is above the levels in their bits is the same for every word, and
+// taken off modulo 2^32: one shift and addition a weight.
+SGLANG_ER_INLINE constexpr uint32_t round_bits_of_word() {
+  uint32_t sum = 0;
+  for (int shift = 0; shift < 32; shift += 4) sum += kRoundBits << shift;
+  return sum;
+}
+SGLANG_ER_INLINE uint32_t lane_word(const float (&x)[4][kRun], int which, const GroupCode& code) {
+  uint32_t word = 0u - round_bits_of_word();
   for (int position = 0; position < 4; ++position) {
-    for (int half = 0; half < 2; ++half) {
-      const int i = 2 * which + half;
-      const int level = i < count[position] ? quantize_value(x[position][i], code) : 0;
-      word |= static_cast<uint32_t>(level) << nibble_shift(half, position);
-    }
+    for (int half = 0; half < 2; ++half)
+      word += level_bits(x[position][2 * which + half], code) << nibble_shift(half, position);
   }
   return word;
 }

@@ -19,6 +19,7 @@
 #include <cstdint>
 
 #include "sglang_er/bfloat16.h"
+#include "sglang_er/bits.h"
 #include "sglang_er/mma.h"
 #include "sglang_er/packed_weight.h"
 #if defined(__CUDACC__)
@@ -53,7 +54,7 @@ SGLANG_ER_INLINE uint32_t pair_value(uint32_t word, int i) {
   constexpr int kPlace = IsHalf ? 6 : 3;
   constexpr uint32_t kMask = 0x000F000Fu << kPlace, kSixteen = IsHalf ? 0x4C004C00u : 0x41804180u;
   const int shift = kPlace - 4 * i;
-  return ((shift >= 0 ? word << shift : word >> -shift) & kMask) | kSixteen;
+  return mask_or(shift >= 0 ? word << shift : word >> -shift, kMask, kSixteen);
 }
 
 // A of product (p, s) from the four words of a lane, one a row.

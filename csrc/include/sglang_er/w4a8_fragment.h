@@ -13,6 +13,7 @@
 //   w_scale * scale * sum level q + w_zero * scale * sum level
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -86,12 +87,20 @@ struct RowNumbers {
   float scale, sum;
 };
 
-// total += a group's share, from c = sum level * q, which fp32 holds exactly.
-SGLANG_ER_INLINE float fold(float total, int c, RowNumbers x, float scale, float zero) {
+// Sums of products begin at kStart, the bits of the float 3 * 2^22: as a float a sum is then 3 * 2^22 + sum
+// level * q, exactly, since that is below 2^22. Times scale, a bf16 below 2^104, plus fold_offset(scale),
+// which is exact, it is scale * sum level * q, rounded once: no conversion.
+inline constexpr int kStart = 0x4B400000;
+SGLANG_ER_INLINE float fold_offset(float scale) { return -0x1.8p23f * scale; }
+
+// total += a group's share, from c = kStart + sum level * q.
+SGLANG_ER_INLINE float fold(float total, int c, RowNumbers x, float scale, float offset, float zero) {
 #if defined(__CUDA_ARCH__)
-  return __fmaf_rn(zero, x.sum, __fmaf_rn(__fmul_rn(static_cast<float>(c), scale), x.scale, total));
+  const float scaled = __fmaf_rn(__int_as_float(c), scale, offset);
+  return __fmaf_rn(zero, x.sum, __fmaf_rn(scaled, x.scale, total));
 #else
-  return __builtin_fmaf(zero, x.sum, __builtin_fmaf(static_cast<float>(c) * scale, x.scale, total));
+  const float scaled = __builtin_fmaf(std::bit_cast<float>(c), scale, offset);
+  return __builtin_fmaf(zero, x.sum, __builtin_fmaf(scaled, x.scale, total));
 #endif
 }
 

@@ -20,8 +20,11 @@ def check_shard(name: str, inputs: int, of: int, group_size: int) -> None:
 
 
 def check_model(text_config: Any, head_dim: int, ranks: int, group_size: int) -> None:
-    """The layers that every model has, by its configuration: before weights are loaded. Raises ConfigError."""
+    """The layers that a dense model has, by its configuration: before weights are loaded. Which layers of a mixture of
+    experts are dense is seen when they are there. Raises ConfigError."""
     heads, inner = getattr(text_config, "num_attention_heads", 0), getattr(text_config, "intermediate_size", 0) or 0
+    if getattr(text_config, "moe_intermediate_size", None) or getattr(text_config, "num_local_experts", None):
+        inner = 0
     for name, parts, size in (("o_proj", heads, head_dim), ("down_proj", inner, 1)):
         if parts % ranks == 0:  # SGLang says what else does not fit
             check_shard(name, parts // ranks * size, parts * size, group_size)

@@ -15,8 +15,8 @@ from sglang_er.kernels.base import PackedWeight
 
 FEWEST_ROWS = 17
 """On a GPU whose times are in no table. While 17 KB of weight come to a multiprocessor of an H200, 940 cycles, it has
-to issue, by the machine code, 1400 cycles of instructions for 17 to 32 rows, and in int8 650; up to 16 rows 1000 and
-480 (docs/gpu.md#kernels)."""
+to issue, by the machine code, 1270 cycles of instructions for 17 to 32 rows, and in int8 600; up to 16 rows 880 and 470
+(docs/gpu.md#kernels)."""
 
 
 def int8_pays(x: torch.Tensor, weight: PackedWeight) -> bool:

@@ -58,6 +58,11 @@ inline void multiply_add_int8(int (&c)[4], const FragmentA& a, const FragmentB& 
   });
 }
 
+inline void multiply_int8(int (&c)[4], const FragmentA& a, const FragmentB& b, int start) {
+  for (int& sum : c) sum = start;
+  multiply_add_int8(c, a, b);
+}
+
 // ldmatrix.x4: lane l names row l % 8 of matrix l / 8.
 inline void load_matrices(uint32_t (&reg)[4], const void* row) {
   CHECK(reinterpret_cast<uintptr_t>(row) % 16 == 0);

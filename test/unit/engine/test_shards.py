@@ -28,4 +28,5 @@ def test_a_models_configuration_is_enough():
     with pytest.raises(ConfigError, match="160 of the 320 inputs of down_proj"):
         check_model(model, 64, 2, 128)
     check_model(SimpleNamespace(num_attention_heads=8, intermediate_size=512), 64, 4, 128)
+    check_model(SimpleNamespace(num_attention_heads=8, intermediate_size=320, moe_intermediate_size=128), 64, 2, 128)
     check_model(SimpleNamespace(num_attention_heads=6, intermediate_size=None), 64, 4, 128)  # SGLang refuses that
