@@ -7,30 +7,16 @@ import torch
 
 pytest.importorskip("triton")
 
+from support.linear_cases import DTYPES, check_near, packed, random
+
 from sglang_er.kernels import PackedWeight
 from sglang_er.kernels.reference import quantize_pack
 from sglang_er.kernels.reference import w4a16_linear as reference
 from sglang_er.kernels.triton import w4a16_linear as module
 from sglang_er.kernels.triton.w4a16_linear import row_block, split_steps, w4a16_linear
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-# Error allowed per output: fp32 accumulation relative to sum_k |x_k| (15 scale + |zero|), plus one rounding of the
-# result to its dtype (Triton's interpreter truncates to bf16, a GPU rounds).
-ACCUMULATION = 2.0**-19
-ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-23}
 # Its weight is split between programs: many inputs, few outputs.
 SPLIT = (40, 1050, 32)
-
-
-def random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def packed(rows: int, cols: int, group_size: int, seed: int = 1, size: float = 1.0) -> PackedWeight:
-    """Rounded to bf16 by the reference; what pads it is as the layout says."""
-    out = PackedWeight.empty(rows, cols, group_size)
-    quantize_pack.quantize_pack(random(rows, cols, seed=seed) * size, False, out)
-    return out
 
 
 def run(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -48,12 +34,7 @@ def check(
         out = run(x, weight, bias)
     else:
         w4a16_linear(x, weight, bias, out)
-    scales = weight.scales.double().repeat_interleave(weight.group_size, 1)[:, : weight.in_features]
-    zeros = weight.zeros.double().repeat_interleave(weight.group_size, 1)[:, : weight.in_features]
-    magnitude = x.double().abs() @ (15 * scales + zeros.abs()).T
-    bound = ACCUMULATION * magnitude + ROUNDING[x.dtype] * expected.abs() + 1e-30
-    worst = ((out.double() - expected).abs() / bound).max()
-    assert worst <= 1, f"error is {worst:.2f} times the bound"  # NaN fails too
+    check_near(out, expected, x.double(), weight)
     return out
 
 

@@ -7,29 +7,17 @@ import torch
 
 pytest.importorskip("triton")
 
+from support.linear_cases import DTYPES, check_near, packed, random
+
 from sglang_er.kernels import PackedWeight, registry
 from sglang_er.kernels.reference import quantize_pack
 from sglang_er.kernels.reference import w4a8_linear as reference
 from sglang_er.kernels.triton import w4a8_linear as module
 from sglang_er.kernels.triton.w4a8_linear import split_groups, w4a8_linear
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-# As in test_w4a16_linear.py, with the rounded x in the place of x.
-ACCUMULATION = 2.0**-19
-ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-23}
 SHAPES = [(1, 64, 64), (17, 200, 64), (80, 520, 128), (151, 130, 128)]
 # Its groups are split between programs: many inputs, few outputs.
 SPLIT = (40, 570, 64)
-
-
-def random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def packed(rows: int, cols: int, group_size: int, seed: int = 1) -> PackedWeight:
-    out = PackedWeight.empty(rows, cols, group_size)
-    quantize_pack.quantize_pack(random(rows, cols, seed=seed), False, out)
-    return out
 
 
 def run(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -52,12 +40,7 @@ def check(
         out = run(x, weight, bias)
     else:
         w4a8_linear(x, weight, bias, out)
-    scales = weight.scales.double().repeat_interleave(weight.group_size, 1)[:, : weight.in_features]
-    zeros = weight.zeros.double().repeat_interleave(weight.group_size, 1)[:, : weight.in_features]
-    magnitude = rounded(x, weight.group_size).abs() @ (15 * scales + zeros.abs()).T
-    bound = ACCUMULATION * magnitude + ROUNDING[x.dtype] * expected.abs() + 1e-30
-    worst = ((out.double() - expected).abs() / bound).max()
-    assert worst <= 1, f"error is {worst:.2f} times the bound"  # NaN fails too
+    check_near(out, expected, rounded(x, weight.group_size), weight)
     return out
 
 

@@ -187,18 +187,24 @@ def w4a16_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
         enable_fp_fusion=True,
     )
     if splits > 1:
-        reduce_kernel[(rows * triton.cdiv(outputs, REDUCE_BLOCK),)](
-            target,
-            bias,
-            out,
-            outputs,
-            out.stride(0),
-            split_stride,
-            SPLITS=splits,
-            HAS_BIAS=bias is not None,
-            BLOCK=REDUCE_BLOCK,
-            enable_fp_fusion=True,
-        )
+        add_splits(target, bias, out)
+
+
+def add_splits(partial: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """out[M, N] = partial[splits, M, N] (fp32) added up in order, + bias."""
+    splits, rows, outputs = partial.shape
+    reduce_kernel[(rows * triton.cdiv(outputs, REDUCE_BLOCK),)](
+        partial,
+        bias,
+        out,
+        outputs,
+        out.stride(0),
+        partial.stride(0),
+        SPLITS=splits,
+        HAS_BIAS=bias is not None,
+        BLOCK=REDUCE_BLOCK,
+        enable_fp_fusion=True,
+    )
 
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.triton.rounding import round_to_int
-from sglang_er.kernels.triton.w4a16_linear import REDUCE_BLOCK, reduce_kernel
+from sglang_er.kernels.triton.w4a16_linear import add_splits
 
 BLOCK_N = 64
 CHUNK = 64  # bytes of a row that are operands at a time, 128 weights
@@ -167,18 +167,7 @@ def w4a8_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None
         **compile_options({}, sizes),
     )
     if splits > 1:
-        reduce_kernel[(rows * triton.cdiv(outputs, REDUCE_BLOCK),)](
-            target,
-            bias,
-            out,
-            outputs,
-            out.stride(0),
-            rows * outputs,
-            SPLITS=splits,
-            HAS_BIAS=bias is not None,
-            BLOCK=REDUCE_BLOCK,
-            enable_fp_fusion=True,
-        )
+        add_splits(target, bias, out)
 
 
 def _sizes(rows: int, group: int, splits: int, has_bias: bool) -> dict[str, Any]:
