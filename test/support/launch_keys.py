@@ -29,6 +29,7 @@ from sglang_er.kernels.triton.w4a16_experts import w4a16_experts
 from sglang_er.kernels.triton.w4a16_linear import w4a16_linear
 
 ROWS, GAMMAS = range(1, 17), range(1, 8)
+MORE_ROWS = range(17, 130, 7)  # that int8 is for
 VOCABULARY = 4096
 
 
@@ -86,7 +87,11 @@ def sweep(keys: Keys) -> None:
         w4a16_experts(x, gate_up, down, experts, weights, mixed)
         keys.op = "w4a16_linear"
         w4a16_linear(x, gate_up.rows(0, 2 * inner), None, x.new_empty(rows, 2 * inner))
-        keys.op = "w4a8_linear"
+
+
+    keys.op = "w4a8_linear"
+    for rows in (*ROWS, *MORE_ROWS):
+        x = torch.zeros(rows, hidden).bfloat16()
         w4a8_linear(x, gate_up.rows(0, 2 * inner), None, x.new_empty(rows, 2 * inner))
 
 

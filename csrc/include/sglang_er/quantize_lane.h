@@ -1,6 +1,5 @@
 // One lane's share of packing a group of 128 or 64 inputs for 16 rows (quantize.h has the rule,
-// packed_weight.h the layout): what csrc/cuda/quantize_pack consists of, host and device, so that a test can
-// run a warp lane by lane.
+// packed_weight.h the layout): what csrc/cuda/quantize_pack consists of, host and device.
 //
 // A row's group is the work of G / 32 lanes. Lane c takes 8 neighbours at 8 c of each quarter: 16-byte loads
 // of 16-bit weights, and the 32 numbers are words 4 c .. 4 c + 3 of the row, complete. So that stores are 16

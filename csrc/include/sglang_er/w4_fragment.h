@@ -1,6 +1,5 @@
 // How a warp multiplies 32 rows of a packed weight (packed_weight.h, groups of 128) with x on m16n8k16
-// products: every index and every bit trick of csrc/cuda/w4a16_linear, host and device, so that a test can
-// run a warp lane by lane.
+// products: every index and every bit trick of csrc/cuda/w4a16_linear, host and device.
 //
 // A is the weight, B is x, C has outputs along its rows and rows of x along its columns. The packed words are
 // operands as they lie: word j of a row holds pairs (k, k + 1) for k = 32 i + 2 j, i = 0..3. Lane (g = lane /

@@ -1,6 +1,6 @@
 // How a warp multiplies 32 rows of a packed weight (packed_weight.h, groups of 128) with int8 levels of x on
-// m16n8k32 products: every index and every bit trick of csrc/cuda/w4a8_linear, host and device, so that a
-// test can run a warp lane by lane. Who takes which words and rows is in w4_fragment.h.
+// m16n8k32 products: every index and every bit trick of csrc/cuda/w4a8_linear, host and device.
+// Who takes which words and rows is in w4_fragment.h.
 //
 // A is the weight, B is x. A word's low nibbles, masked where they lie, are four bytes of one row, and so are
 // its high ones: two registers of A in three operations. The inner index is permuted by that, so levels of x

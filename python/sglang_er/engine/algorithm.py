@@ -138,7 +138,10 @@ def _validate_model(server_args: Any, config: RolloutConfig) -> None:
             f"{ALGORITHM}: {architecture} has {problem}, which is not supported: serve it with --plain, or choose a "
             "Llama, Qwen2, Qwen3 or Mistral model"
         )
-    check_model(model.hf_text_config, model.head_dim, int(getattr(server_args, "tp_size", 1)), config.group_size)
+    try:
+        check_model(model.hf_text_config, model.head_dim, int(getattr(server_args, "tp_size", 1)), config.group_size)
+    except ConfigError as error:
+        raise ConfigError(f"{ALGORITHM}: {error}") from None
 
 
 def _validate_costs(server_args: Any, config: RolloutConfig) -> None:

@@ -91,15 +91,20 @@ def _refusal(updater: Any, request: Any) -> str | None:
     """Why this update must not begin: SGLang would write the weights and then fail an assertion on the flush."""
     if not getattr(request, "flush_cache", False):
         return None
-    adapter = compat.adapter()
-    if not adapter.is_idle(updater):
-        adapter.settle(updater)
-    if adapter.is_idle(updater):
+    if _is_idle(updater):
         return None
     return (
         "flush_cache=true while requests are running: nothing was updated. Pause with mode abort or retract first, "
         "or send flush_cache=false"
     )
+
+
+def _is_idle(updater: Any) -> bool:
+    """What is left of requests that are finished is brought to its end first."""
+    adapter = compat.adapter()
+    if not adapter.is_idle(updater):
+        adapter.settle(updater)
+    return adapter.is_idle(updater)
 
 
 def _in_session(original: Callable[..., Any], updater: Any, request: Any) -> Any:
@@ -128,7 +133,7 @@ def _release(original: Callable[..., Any], updater: Any, request: Any) -> Any:
     tags = list(request.tags or GPU_MEMORY_ALL_TYPES)
     if "guard" in parts:
         problem = _unknown(tags)
-        if not problem and not compat.adapter().is_idle(updater):
+        if not problem and not _is_idle(updater):
             problem = "requests are running: pause generation (or wait) before releasing memory"
         if problem:
             return io_struct.ReleaseMemoryOccupationReqOutput(rid=problem)

@@ -6,6 +6,10 @@ from typing import Any
 
 from sglang_er.config import ConfigError
 
+_SIZES = "num_attention_heads", "num_key_value_heads", "intermediate_size"
+_EXPERTS = "moe_intermediate_size", "num_experts", "num_local_experts"
+_CPU_MULTIPLE = 32
+
 
 def check_shard(name: str, inputs: int, of: int, group_size: int) -> None:
     """Of a layer whose inputs are divided among ranks, each has whole groups: else each would pad its last one. Raises
@@ -20,11 +24,12 @@ def check_shard(name: str, inputs: int, of: int, group_size: int) -> None:
 
 
 def check_model(text_config: Any, head_dim: int, ranks: int, group_size: int) -> None:
-    """The layers that a dense model has, by its configuration: before weights are loaded. Which layers of a mixture of
-    experts are dense is seen when they are there. Raises ConfigError."""
-    heads, inner = getattr(text_config, "num_attention_heads", 0), getattr(text_config, "intermediate_size", 0) or 0
-    if getattr(text_config, "moe_intermediate_size", None) or getattr(text_config, "num_local_experts", None):
-        inner = 0
-    for name, parts, size in (("o_proj", heads, head_dim), ("down_proj", inner, 1)):
-        if parts % ranks == 0:  # SGLang says what else does not fit
-            check_shard(name, parts // ranks * size, parts * size, group_size)
+    """The layers that a dense model has, by its configuration: before weights are loaded. Raises ConfigError. Not told
+    here, but by `check_shard` when the layers are there: which layers of a mixture of experts are dense, and what SGLang
+    refuses, or pads on a CPU, before it shares it (heads, KV heads, inner sizes by 32)."""
+    sizes = {name: getattr(text_config, name, None) for name in (*_SIZES, *_EXPERTS)}
+    heads, kv_heads, inner = (size if isinstance(size := sizes[name], int) else 0 for name in _SIZES)
+    if heads % ranks == 0 and kv_heads % ranks == 0:
+        check_shard("o_proj", heads // ranks * head_dim, heads * head_dim, group_size)
+    if inner % (_CPU_MULTIPLE * ranks) == 0 and not any(sizes[name] for name in _EXPERTS):
+        check_shard("down_proj", inner // ranks, inner, group_size)

@@ -62,6 +62,7 @@ def register(op: str, implementation: Implementation) -> None:
     known.append(implementation)
     candidates.cache_clear()
     _choices.cache_clear()
+    _least_time.cache_clear()
 
 
 def later(module: str, function: str) -> Callable[..., Any]:
@@ -180,6 +181,7 @@ def use_table(table: DispatchTable) -> None:
         raise RuntimeError("another kernel table is in use: a process keeps its first one, start a new process")
     _table = table
     _choices.cache_clear()
+    _least_time.cache_clear()
 
 
 def table_in_use() -> DispatchTable | None:
@@ -223,10 +225,16 @@ def serving(op: str, device: str, dtype: torch.dtype, *arguments: Any) -> Implem
 
 def least_time(op: str, device: str, dtype: torch.dtype, *arguments: Any) -> float | None:
     """Microseconds that ``op`` takes at these sizes by the table; None where it does not say."""
-    if _table is None or op not in _table.ops or str(dtype) != f"torch.{_table.dtype}":
+    if _table is None or op not in _table.ops or (at := CLASSES[op].at(*arguments)) is None:
         return None
-    at = CLASSES[op].at(*arguments)
-    return None if at is None else _table.least(op, at, [entry.name for entry in candidates(op, device, dtype)])
+    return _least_time(op, device, dtype, at)
+
+
+@functools.lru_cache(MOST_CHOICES)
+def _least_time(op: str, device: str, dtype: torch.dtype, at: At) -> float | None:
+    if _table is None or str(dtype) != f"torch.{_table.dtype}":
+        return None
+    return _table.least(op, at, [entry.name for entry in candidates(op, device, dtype)])
 
 
 def active_implementation(op: str, device: torch.device | str, dtype: torch.dtype) -> str:

@@ -22,11 +22,28 @@ def test_what_does_not_fit_says_what_does(inputs: int, advice: str):
     assert "\n" not in str(raised.value)
 
 
+def model(**sizes: object) -> SimpleNamespace:
+    return SimpleNamespace(**{"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 320} | sizes)
+
+
 def test_a_models_configuration_is_enough():
-    model = SimpleNamespace(num_attention_heads=8, intermediate_size=320)
-    check_model(model, 64, 1, 128)
+    check_model(model(), 64, 1, 128)
+    check_model(model(intermediate_size=1024), 64, 4, 128)
     with pytest.raises(ConfigError, match="160 of the 320 inputs of down_proj"):
-        check_model(model, 64, 2, 128)
-    check_model(SimpleNamespace(num_attention_heads=8, intermediate_size=512), 64, 4, 128)
-    check_model(SimpleNamespace(num_attention_heads=8, intermediate_size=320, moe_intermediate_size=128), 64, 2, 128)
-    check_model(SimpleNamespace(num_attention_heads=6, intermediate_size=None), 64, 4, 128)  # SGLang refuses that
+        check_model(model(), 64, 2, 128)
+    with pytest.raises(ConfigError, match="64 of the 256 inputs of o_proj"):
+        check_model(model(num_attention_heads=4, num_key_value_heads=4), 64, 4, 128)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"moe_intermediate_size": 128},
+        {"num_experts": 64},
+        {"intermediate_size": 1000},  # padded on a CPU, refused on a GPU
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 0},
+        {"num_attention_heads": None, "intermediate_size": [64, 64]},
+    ],
+)
+def test_what_it_does_not_tell_is_left_to_the_layers(sizes: dict[str, object]):
+    check_model(model(**sizes), 64, 2, 128)

@@ -177,19 +177,27 @@ def test_what_waits_in_a_pause_counts_where_sglangs_flush_counts_it(paused: bool
 class Scheduler:
     """Holds batches of requests that say whether they are finished, and a result for each batch under way."""
 
-    def __init__(self, running: list[bool], last: list[bool] | None, waiting: int = 0, overlap: bool = True) -> None:
+    def __init__(
+        self,
+        running: list[bool],
+        last: list[bool] | None,
+        waiting: int = 0,
+        overlap: bool = True,
+        grammars: bool = False,
+    ) -> None:
         def batch(finished: list[bool]) -> SimpleNamespace:
             return SimpleNamespace(reqs=[SimpleNamespace(finished=lambda done=done: done) for done in finished])
 
         self.running_batch = batch(running)
         self.last_batch = None if last is None else batch(last)
         self.waiting_queue, self.chunked_req, self.enable_overlap = [None] * waiting, None, overlap
+        self.grammar_manager = SimpleNamespace(has_waiting_grammars=lambda: grammars)
         self.processed: list[object] = []
         if overlap:
             self.result_queue = deque([] if last is None else [(self.last_batch, "result")])
 
     def get_next_batch_to_run(self, running_batch: SimpleNamespace, last_batch: object) -> SimpleNamespace:
-        assert all(req.finished() for req in running_batch.reqs)
+        assert running_batch.reqs and all(req.finished() for req in running_batch.reqs)
         return SimpleNamespace(running_batch=SimpleNamespace(reqs=[]), batch_to_run=None)
 
     def process_batch_result(self, batch: object, result: object) -> None:
@@ -205,7 +213,9 @@ def test_0521_what_is_left_of_finished_requests_is_brought_to_its_end(overlap: b
     assert scheduler.processed == ([(last, "result")] if overlap else [])
 
 
-@pytest.mark.parametrize("held", [([True, False], [True]), ([], [False]), ([], None, 1)])
+@pytest.mark.parametrize(
+    "held", [([True, False], [True]), ([], [False]), ([], None, 1), ([], None), ([True], None, 0, True, True)]
+)
 def test_0521_requests_that_run_or_wait_are_left_alone(held: tuple[Any, ...]) -> None:
     scheduler = Scheduler(*held)
     before = scheduler.running_batch, scheduler.last_batch

@@ -153,7 +153,7 @@ class Adapter(ABC):
     def settle(self, updater: Any) -> None:  # noqa: B027
         """Brings to its end what the scheduler still holds of requests that are finished, if there are no others. With
         overlap a step more is under way when a request's last token is sent; who updates on that is not to be told that
-        requests are running."""
+        requests are running. Nothing where a version has no such thing here."""
 
     @abstractmethod
     def state_request_done(self, updated: bool) -> Any:

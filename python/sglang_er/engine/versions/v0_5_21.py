@@ -25,6 +25,9 @@ class Sglang0521(Adapter):
         "sglang.srt.managers.scheduler:Scheduler.get_internal_state",
         "sglang.srt.managers.scheduler:Scheduler.set_internal_state",
         "sglang.srt.managers.scheduler:Scheduler.is_fully_idle",
+        "sglang.srt.managers.scheduler:Scheduler.get_next_batch_to_run",
+        "sglang.srt.managers.scheduler:Scheduler.process_batch_result",
+        "sglang.srt.constrained.grammar_manager:GrammarManager.has_waiting_grammars",
         "sglang.srt.managers.utils:GenerationBatchResult",
         "sglang.srt.managers.utils:compute_num_reserved_tokens",
         "sglang.srt.mem_cache.allocation_sizing:get_req_to_token_extra_context_len",
@@ -188,8 +191,11 @@ class Sglang0521(Adapter):
         scheduler = updater.scheduler
         if scheduler is None or scheduler.waiting_queue or scheduler.chunked_req is not None:
             return
+        if scheduler.grammar_manager.has_waiting_grammars():  # who is done waiting would be scheduled below
+            return
         running, last = scheduler.running_batch, scheduler.last_batch
-        if not all(req.finished() for batch in (running, last) if batch is not None for req in batch.reqs):
+        held = [req for batch in (running, last) if batch is not None for req in batch.reqs]
+        if not held or not all(req.finished() for req in held):  # the same on every rank
             return
         # What the scheduler's loop does next, which finds nothing to run.
         scheduler.running_batch = scheduler.get_next_batch_to_run(running_batch=running, last_batch=last).running_batch

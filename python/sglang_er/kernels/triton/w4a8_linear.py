@@ -62,7 +62,7 @@ def quantize_kernel(
     tl.store(numbers + at * 2 + 1, scale * tl.sum(level, axis=0).to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "split_stride"])
 def linear_kernel(
     levels: tl.tensor,
     numbers: tl.tensor,
@@ -192,7 +192,7 @@ def _linear_spec(dtype: torch.dtype, rows: int, group: int, splits: int) -> tupl
 
 
 SPECS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
-    *[_quantize_spec(dtype, 128) for dtype in _NAMES],
+    *[_quantize_spec(dtype, group) for dtype in _NAMES for group in (64, 128)],
     *[_linear_spec(dtype, rows, 128, splits) for dtype in _NAMES for rows in (16, 32, 64) for splits in (1, 2)],
-    *[_linear_spec(torch.bfloat16, 64, group, 1) for group in (64,)],
+    *[_linear_spec(torch.bfloat16, rows, 64, 1) for rows in (16, 32, 64)],
 ]
