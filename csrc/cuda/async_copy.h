@@ -29,17 +29,3 @@ __device__ __forceinline__ void wait_copies() {
 }  // namespace sglang_er::cuda
 
 #endif
-
-namespace sglang_er::cuda {
-
-// 16 bytes to shared memory, zeros unless they exist: at once, or as a copy that is under way.
-template <bool Now>
-__device__ __forceinline__ void move_16(void* shared, const void* global, bool exist) {
-  if constexpr (Now) {
-    *static_cast<uint4*>(shared) = exist ? *static_cast<const uint4*>(global) : uint4{};
-  } else {
-    copy_16(shared, global, exist ? 16 : 0);
-  }
-}
-
-}  // namespace sglang_er::cuda

@@ -2,8 +2,9 @@
 // stream still runs, and which waits by itself before it touches what that one reads or writes.
 //
 // Only within a CUDA graph's capture. What such a kernel reads before it waits, packed weights, must not be
-// written by the launch right before it: within a graph nothing writes weights, and a graph as a whole starts
-// after what was launched before it. All threads wait, so that whatever follows the kernel also follows what
+// written by anything in the same graph, as launches before the last one may not be complete either: a graph
+// that packs a weight and multiplies by it would read half of it. A graph as a whole starts after what was
+// launched before it. All threads wait, so that whatever follows the kernel also follows what
 // came before it.
 #pragma once
 

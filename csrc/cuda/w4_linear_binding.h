@@ -8,6 +8,9 @@ namespace sglang_er::cuda {
 
 inline constexpr bool kIsHalf = SGLANG_ER_IS_HALF;
 inline constexpr int kMostChunks = 4;  // of kMostRows rows, in a call
+// Whether launches may be dependent ones (dependent_launch.h): the library is for one target.
+inline constexpr int kTargets[] = {__CUDA_ARCH_LIST__};
+inline constexpr bool kMayDepend = kTargets[0] >= 900;
 
 inline int chunks_of(int64_t m) { return static_cast<int>((m + kMostRows - 1) / kMostRows); }
 
@@ -114,6 +117,10 @@ inline int64_t capture_of(cudaStream_t stream, const char* op) {
   unsigned long long id = 0;
   check_cuda(cudaStreamGetCaptureInfo(stream, &status, &id), op);
   return status == cudaStreamCaptureStatusActive ? static_cast<int64_t>(id) : 0;
+}
+
+inline bool may_depend(cudaStream_t stream, const char* op) {
+  return kMayDepend && capture_of(stream, op) != 0;
 }
 
 // What a call needs for `m` rows of x and a weight [rows, cols]: fp32 sums.

@@ -65,11 +65,14 @@ __device__ __forceinline__ void store_out(const WeightTile& tile, const Sums<Col
 }
 
 // `Tile`, a WeightTile with its part of x, says:
-//   kStages, kAhead          stages in `shared`; how many steps beyond the one multiplied have to be there
-//   copy_weight(stage)       begins copies of the next step's weight, and
-//   copy_x<Now>(stage)       of its x, which is there at once if `Now`, for all once they have passed a
-//   barrier prepare(stage, step)     by all threads, on a step that all of them have, a barrier before it is
-//   multiplied multiply(stage, step, total)   a group of this thread's phase
+//
+//   kStages, kAhead      stages in `shared`; steps beyond the one that is multiplied that have to be there
+//   copy_weight, copy_x  begin copies of the next step's weight, and of its x
+//   fetch_x              x of the first kStages - 1 steps, there once all threads have passed a barrier: all
+//                        loads before the first store, so that they take one trip to memory
+//   prepare              by all threads, on a step that all of them have, a barrier before it is multiplied
+//   multiply             adds a group of this thread's phase to `total`
+//
 // `shared` begins with its stages and has a flag, `last`.
 template <bool IsHalf, int ColTiles, class Tile>
 __device__ __forceinline__ void compute_block(Tile& tile, typename Tile::Shared& shared) {
@@ -87,10 +90,7 @@ __device__ __forceinline__ void compute_block(Tile& tile, typename Tile::Shared&
     close_copies();
   }
   wait_for_previous();
-#pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) {
-    if (step < steps) tile.template copy_x<true>(shared.stages[step]);
-  }
+  tile.fetch_x(shared.stages);
   if constexpr (Tile::kAhead > 0) {
     __syncthreads();
     tile.prepare(shared.stages[0], 0);
@@ -102,7 +102,7 @@ __device__ __forceinline__ void compute_block(Tile& tile, typename Tile::Shared&
     __syncthreads();  // all have what the step needs, and nobody reads the previous step's any more
     if (step + kStages - 1 < steps) {
       tile.copy_weight(shared.stages[filled].weight);
-      tile.template copy_x<false>(shared.stages[filled]);
+      tile.copy_x(shared.stages[filled]);
     }
     close_copies();
     const int next = used + 1 == kStages ? 0 : used + 1;
@@ -148,17 +148,23 @@ __device__ __forceinline__ void compute_block(Tile& tile, typename Tile::Shared&
     __syncthreads();
     if (!shared.last || tile.phase != 0) return;
     __threadfence();
+    // All fragments of some splits are under way at a time.
+    constexpr int kSplitsAtOnce = ColTiles >= 4 ? 1 : 4 / ColTiles;
+    Sums<ColTiles> sum = {};
+#pragma unroll kSplitsAtOnce
+    for (int split = 0; split < splits; ++split) {
+      float4 next[kFragments];
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f) {
-      float (&own)[4] = total[f / ColTiles][f % ColTiles];
-      float4 sum = __ldcg(partials + f * kPhaseThreads);
-#pragma unroll 4
-      for (int split = 1; split < splits; ++split) {
-        const float4 next = __ldcg(partials + (int64_t{split} * kFragments + f) * kPhaseThreads);
-        sum.x += next.x, sum.y += next.y, sum.z += next.z, sum.w += next.w;
+      for (int f = 0; f < kFragments; ++f)
+        next[f] = __ldcg(partials + (int64_t{split} * kFragments + f) * kPhaseThreads);
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) {
+        float (&of)[4] = sum[f / ColTiles][f % ColTiles];
+        of[0] += next[f].x, of[1] += next[f].y, of[2] += next[f].z, of[3] += next[f].w;
       }
-      own[0] = sum.x, own[1] = sum.y, own[2] = sum.z, own[3] = sum.w;
     }
+    store_out<IsHalf, ColTiles>(tile, sum);
+    return;
   }
   if (tile.phase == 0) store_out<IsHalf, ColTiles>(tile, total);
 }

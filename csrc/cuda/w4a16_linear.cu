@@ -23,7 +23,7 @@ namespace {
 
 template <int ColTiles>
 void launch(const W4A16LinearParams& params, cudaStream_t stream) {
-  const bool dependent = capture_of(stream, "w4a16_linear") != 0;
+  const bool dependent = may_depend(stream, "w4a16_linear");
   launch_linear<W4A16Shared<ColTiles>>(w4a16_linear_kernel<kIsHalf, ColTiles>, params, stream, dependent,
                                        "w4a16_linear");
 }

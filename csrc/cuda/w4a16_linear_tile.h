@@ -52,8 +52,7 @@ struct W4A16Tile : WeightTile {
     next_inputs = static_cast<int>(params.linear.shape.cols - input);
   }
 
-  // A warp moves a row's inputs of both groups; rows and inputs that do not exist are zero.
-  template <bool Now>
+  // A warp copies a row's inputs of both groups; rows and inputs that do not exist are zero.
   __device__ __forceinline__ void copy_x(Stage& stage) {
     const int inputs = max(0, min(8, next_inputs));
 #pragma unroll
@@ -62,17 +61,55 @@ struct W4A16Tile : WeightTile {
       const int count = row < rows ? inputs : 0;
       uint16_t* to = &stage.x[row][lane * 8];
       const uint16_t* from = count > 0 ? next_x + n * mma::kCols * params16.x_stride : params16.x;
-      if (!Now && params16.x_aligned) {
+      if (params16.x_aligned) {
         copy_16(to, from, count * 2);
-      } else if (params16.x_aligned && count == 8) {
-        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
       } else {
-#pragma unroll 1
-        for (int i = 0; i < 8; ++i) to[i] = i < count ? from[i] : uint16_t{0};
+        load_x(to, from, count);
       }
     }
     next_x += kStepInputs;
     next_inputs -= kStepInputs;
+  }
+
+  __device__ __forceinline__ static void load_x(uint16_t* to, const uint16_t* from, int count) {
+#pragma unroll 1
+    for (int i = 0; i < 8; ++i) to[i] = i < count ? from[i] : uint16_t{0};
+  }
+
+  __device__ __forceinline__ void fetch_x(Stage (&stages)[kStages]) {
+    constexpr int kSteps = kStages - 1;
+    if (params16.x_aligned && params.shape.cols % 8 == 0) {  // then all 8 inputs exist or none
+      uint4 loaded[kSteps][ColTiles];
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const bool exist = step < steps && next_inputs - step * kStepInputs >= 8;
+#pragma unroll
+        for (int n = 0; n < ColTiles; ++n) {
+          const uint16_t* from = next_x + n * mma::kCols * params16.x_stride + step * kStepInputs;
+          loaded[step][n] = uint4{};
+          if (exist && n * mma::kCols + warp < rows) loaded[step][n] = *reinterpret_cast<const uint4*>(from);
+        }
+      }
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int n = 0; n < ColTiles; ++n)
+          *reinterpret_cast<uint4*>(&stages[step].x[n * mma::kCols + warp][lane * 8]) = loaded[step][n];
+      }
+    } else {
+#pragma unroll 1
+      for (int step = 0; step < kSteps; ++step) {
+        const int inputs = step < steps ? max(0, min(8, next_inputs - step * kStepInputs)) : 0;
+#pragma unroll 1
+        for (int n = 0; n < ColTiles; ++n) {
+          const int row = n * mma::kCols + warp;
+          load_x(&stages[step].x[row][lane * 8],
+                 next_x + n * mma::kCols * params16.x_stride + step * kStepInputs, row < rows ? inputs : 0);
+        }
+      }
+    }
+    next_x += kSteps * kStepInputs;
+    next_inputs -= kSteps * kStepInputs;
   }
 
   // All threads share the sums of a step's x: 16 / ColTiles lanes for a row and group.

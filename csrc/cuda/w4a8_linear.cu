@@ -51,7 +51,7 @@ void w4a8_linear(TensorView x, TensorView packed, TensorView scales_zeros, Optio
 
   const OnDevice on_device(device);
   const cudaStream_t stream = current_stream(device);
-  const bool dependent = capture_of(stream, "w4a8_linear") != 0;
+  const bool dependent = may_depend(stream, "w4a8_linear");
   const QuantizeRowsParams quantize{.x = static_cast<const uint16_t*>(x.data_ptr()),
                                     .x_stride = x.stride(0),
                                     .cols = x.size(1),

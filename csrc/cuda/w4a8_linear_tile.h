@@ -62,26 +62,62 @@ struct W4A8Tile : WeightTile {
     next_numbers = x.numbers + int64_t{first_row + thread} * x.groups + first_group;
   }
 
-  // Rows that do not exist are zero; nothing is read of them.
-  template <bool Now>
+  static constexpr int kTurns = (kRows + kTurnRows - 1) / kTurnRows;
+  static_assert(sizeof(w4a8::RowNumbers) * w4::kPhases == 16 && kRows <= kTileThreads);
+
+  // What this thread moves, and whether it exists: rows that do not are zero, and nothing is read of them.
+  __device__ __forceinline__ bool moves_levels(int turn) const {
+    return kRows >= kTurnRows || turn * kTurnRows + level_row < kRows;
+  }
+  __device__ __forceinline__ bool has_levels(int turn) const { return turn * kTurnRows + level_row < rows; }
+  __device__ __forceinline__ const uint8_t* levels_of(int turn) const {
+    return next_levels + int64_t{turn * kTurnRows} * x.groups * w4::kGroup;
+  }
+  __device__ __forceinline__ uint8_t* place_of(Stage& stage, int turn) const {
+    return &stage.levels[turn * kTurnRows + level_row][threadIdx.x % kPieces * 16];
+  }
+  __device__ __forceinline__ bool moves_numbers() const { return static_cast<int>(threadIdx.x) < kRows; }
+  __device__ __forceinline__ bool has_numbers() const { return static_cast<int>(threadIdx.x) < rows; }
+
   __device__ __forceinline__ void copy_x(Stage& stage) {
-    static_assert(sizeof(w4a8::RowNumbers) * w4::kPhases == 16 && kRows <= kTileThreads);
 #pragma unroll
-    for (int turn = 0; turn < (kRows + kTurnRows - 1) / kTurnRows; ++turn) {
-      const int row = turn * kTurnRows + level_row;
-      const bool exists = row < rows;
-      const uint8_t* from =
-          exists ? next_levels + int64_t{turn * kTurnRows} * x.groups * w4::kGroup : x.levels;
-      if (kRows >= kTurnRows || row < kRows)
-        move_16<Now>(&stage.levels[row][threadIdx.x % kPieces * 16], from, exists);
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const bool exist = has_levels(turn);
+      if (moves_levels(turn))
+        copy_16(place_of(stage, turn), exist ? levels_of(turn) : x.levels, exist ? 16 : 0);
     }
-    const int row = static_cast<int>(threadIdx.x);
-    if (row < kRows) {
-      const bool exists = row < rows;
-      move_16<Now>(stage.numbers[row], exists ? next_numbers : x.numbers, exists);
-    }
+    const bool exist = has_numbers();
+    if (moves_numbers())
+      copy_16(stage.numbers[threadIdx.x], exist ? next_numbers : x.numbers, exist ? 16 : 0);
     next_levels += kStepInputs;
     next_numbers += w4::kPhases;
+  }
+
+  __device__ __forceinline__ void fetch_x(Stage (&stages)[kStages]) {
+    constexpr int kSteps = kStages - 1;
+    uint4 levels[kSteps][kTurns], numbers[kSteps];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        levels[step][turn] = uint4{};
+        if (step < steps && has_levels(turn))
+          levels[step][turn] = *reinterpret_cast<const uint4*>(levels_of(turn) + step * kStepInputs);
+      }
+      numbers[step] = uint4{};
+      if (step < steps && has_numbers())
+        numbers[step] = *reinterpret_cast<const uint4*>(next_numbers + step * w4::kPhases);
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        if (moves_levels(turn)) *reinterpret_cast<uint4*>(place_of(stages[step], turn)) = levels[step][turn];
+      }
+      if (moves_numbers()) *reinterpret_cast<uint4*>(stages[step].numbers[threadIdx.x]) = numbers[step];
+    }
+    next_levels += kSteps * kStepInputs;
+    next_numbers += kSteps * w4::kPhases;
   }
 
   // Nothing: sums of x come with its levels.

@@ -58,5 +58,6 @@ def _recorded(step: Callable[[], None], device: str) -> Callable[[], object]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
+        step()  # makes the counters of this capture, between its copy of x and the first product
         step()
     return graph.replay

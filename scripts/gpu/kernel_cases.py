@@ -42,7 +42,16 @@ def _listed(op: str, entries: Sequence[tuple[str, Prepare]]) -> list[Case]:
 def _w4_cases(op: str, small: bool) -> list[Case]:
     layers = [(48, 64, 32)] if small else [(4608, 3584, 128), (3584, 18944, 128), (37888, 3584, 128)]
     sizes = [(m, *layer) for layer in layers for m in ((1, 5) if small else (1, 2, 4, 7, 8, 16, 33, 64, 200))]
-    sizes += [(3, 77, 200, 32)] if small else [(3, 77, 200, 32), (17, 1000, 1096, 64), (1, 152064, 3584, 128)]
+    sizes += (
+        [(3, 77, 200, 32)]
+        if small
+        else [
+            (3, 77, 200, 32),
+            (17, 1000, 1096, 64),
+            (5, 77, 203, 128),
+            (1, 152064, 3584, 128),
+        ]
+    )
     made = [(m, n, k, group, BF16, None) for m, n, k, group in sizes]
     m, n, k, group = sizes[-1] if small else (9, 1536, 1536, 128)
     made += [(m, n, k, group, dtype, bias) for dtype in (BF16, FP16, FP32) for bias in {dtype: 0, FP32: 0}]

@@ -41,11 +41,13 @@ CHOSEN: dict[str, tuple[str, ...]] = {
     "w4a16_linear": (
         "M=3 77x200 g32 bf16",
         "M=17 1000x1096 g64 bf16",
+        "M=5 77x203 g128 bf16",
         "M=9 1536x1536 g128 bf16 bias bf16",
         "M=9 1536x1536 g128 fp16 bias fp16",
     ),
     "w4a8_linear": (
         "M=17 1000x1096 g64 bf16",
+        "M=5 77x203 g128 bf16",
         "M=9 1536x1536 g128 bf16 bias bf16",
         "M=9 1536x1536 g128 fp16 bias fp16",
     ),

@@ -88,7 +88,6 @@ def sweep(keys: Keys) -> None:
         keys.op = "w4a16_linear"
         w4a16_linear(x, gate_up.rows(0, 2 * inner), None, x.new_empty(rows, 2 * inner))
 
-
     keys.op = "w4a8_linear"
     for rows in (*ROWS, *MORE_ROWS):
         x = torch.zeros(rows, hidden).bfloat16()

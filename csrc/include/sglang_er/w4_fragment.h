@@ -134,7 +134,7 @@ struct Schedule {
 SGLANG_ER_INLINE Schedule schedule(int64_t rows, int64_t cols) {
   const int groups = static_cast<int>((cols + kGroup - 1) / kGroup);
   const int tiles = static_cast<int>((rows + kTileRows - 1) / kTileRows);
-  const int all_steps = (groups + kPhases - 1) / kPhases;
+  const int all_steps = groups > 0 ? (groups + kPhases - 1) / kPhases : 1;
   Schedule best{tiles, 1, all_steps * kPhases};
   int64_t least = INT64_MAX;
   for (int wanted = 1; wanted <= kMostSplits; ++wanted) {

@@ -71,8 +71,8 @@ class WrappedDrafter:
         for layer in self._twin.layers:
             layer.int8_activations = int8
         format = shadow_format(config, device)
-        looped = (config.draft_graphs, config.graph_memory_mb, config.gamma_max, config.kv_shadow)
-        looped += () if device == "cpu" else (int8,)  # a graph holds the products that it recorded
+        recorded_int8 = int8 and device != "cpu"  # a graph holds the products that it recorded
+        looped = (config.draft_graphs, config.graph_memory_mb, config.gamma_max, config.kv_shadow, recorded_int8)
         unforeseen = self._loop is not None and not self._loop_shadowed and self._is_read(format, config.kv_shadow_from)
         if looped != self._looped or unforeseen:  # what was recorded stays otherwise
             self._graphs, self._loop, self._looped = self._make_graphs(config), None, looped

@@ -25,8 +25,8 @@ def check_shard(name: str, inputs: int, of: int, group_size: int) -> None:
 
 def check_model(text_config: Any, head_dim: int, ranks: int, group_size: int) -> None:
     """The layers that a dense model has, by its configuration: before weights are loaded. Raises ConfigError. Not told
-    here, but by `check_shard` when the layers are there: which layers of a mixture of experts are dense, and what SGLang
-    refuses, or pads on a CPU, before it shares it (heads, KV heads, inner sizes by 32)."""
+    here, but by `check_shard` when the layers are there: which layers of a mixture of experts are dense, and what
+    SGLang refuses, or pads on a CPU, before it shares it (heads, KV heads, inner sizes by 32)."""
     sizes = {name: getattr(text_config, name, None) for name in (*_SIZES, *_EXPERTS)}
     heads, kv_heads, inner = (size if isinstance(size := sizes[name], int) else 0 for name in _SIZES)
     if heads % ranks == 0 and kv_heads % ranks == 0:

@@ -15,7 +15,7 @@ from sglang_er.kernels.base import PackedWeight
 
 FEWEST_ROWS = 17
 """On a GPU whose times are in no table. While 17 KB of weight come to a multiprocessor of an H200, 940 cycles, it has
-to issue, by the machine code, 1270 cycles of instructions for 17 to 32 rows, and in int8 600; up to 16 rows 880 and 470
+to issue, by the machine code, 1270 cycles of instructions for 17 to 32 rows, and in int8 600; up to 16 rows 880 and 460
 (docs/gpu.md#kernels)."""
 
 

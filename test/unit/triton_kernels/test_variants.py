@@ -10,9 +10,9 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "support/launch_keys.py"
 
-# Of rows 1 to 16, for int8 up to 129, and draft lengths 1 to 7. More than one only where a kernel is another one: by its
-# tile (8 rows and more), with something to subtract or without, by the width of the chain, for blocks of 8, 16, 32 or 64
-# rows, by the size of a step of the plan, gated or not, and for the first and the last launch of a search.
+# Of rows 1 to 16, for int8 up to 129, and draft lengths 1 to 7. More than one only where a kernel is another one: by
+# its tile (8 rows and more), with something to subtract or without, by the width of the chain, for blocks of 8, 16, 32
+# or 64 rows, by the size of a step of the plan, gated or not, and for the first and the last launch of a search.
 MOST = {
     "softmax_rows": {"_measure": 1, "_normalize": 2},
     "draft_sample": {"_measure": 1, "narrow": 3, "_finish": 2},
