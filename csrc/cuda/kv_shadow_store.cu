@@ -83,6 +83,8 @@ void kv_shadow_store(TensorView keys, TensorView values, TensorView slots, tvm::
   SGLANG_ER_CHECK(slots.ndim() == 1 && slots.IsContiguous() && is_type(slots, kDLInt, 64),
                   "slots must be int64");
   if (slots.numel() == 0) return;
+  const int64_t vectors = slots.numel() * 2 * keys.size(1);
+  SGLANG_ER_CHECK(vectors <= INT32_MAX - kStoreWarps, "too many slots in one call");
 
   const int64_t dim = keys.size(2) > values.size(2) ? keys.size(2) : values.size(2);
   const int lane_bytes = 2 * lane_elements(static_cast<int>(dim));
@@ -91,12 +93,11 @@ void kv_shadow_store(TensorView keys, TensorView values, TensorView slots, tvm::
       {checked_part(keys, shadow_keys, key_scales, format, int4, lane_bytes),
        checked_part(values, shadow_values, value_scales, format, false, lane_bytes)},
       static_cast<const int64_t*>(slots.data_ptr()),
-      slots.numel() * 2 * keys.size(1),
+      static_cast<int>(vectors),
       keys.size(0),
       static_cast<int>(keys.size(1)),
       format,
       rotation_norm(static_cast<int>(keys.size(2)))};
-  SGLANG_ER_CHECK(params.vectors / kStoreWarps < INT32_MAX, "too many slots in one call");
   const OnDevice on_device(device);
   half ? launch<__half>(params, current_stream(device)) : launch<BFloat16>(params, current_stream(device));
   check_cuda(cudaGetLastError(), "kv_shadow_store");

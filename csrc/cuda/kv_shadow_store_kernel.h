@@ -25,7 +25,7 @@ struct ShadowPart {  // keys or values
 struct KvShadowStoreParams {
   ShadowPart parts[2];
   const int64_t* slots;
-  int64_t vectors;
+  int vectors;
   int64_t pool_slots;
   int kv_heads;
   ShadowFormat format;
@@ -80,10 +80,9 @@ template <class T, int E>
 __global__ void __launch_bounds__(kStoreWarps* kWarpLanes)
     kv_shadow_store_kernel(const __grid_constant__ KvShadowStoreParams params) {
   const int lane = threadIdx.x % kWarpLanes;
-  const int64_t vector = int64_t{blockIdx.x} * kStoreWarps + threadIdx.x / kWarpLanes;
+  const int vector = static_cast<int>(blockIdx.x * kStoreWarps + threadIdx.x / kWarpLanes);
   if (vector >= params.vectors) return;
-  const int head = static_cast<int>(vector % params.kv_heads);
-  const int64_t row = vector / params.kv_heads;
+  const int head = vector % params.kv_heads, row = vector / params.kv_heads;
   const int64_t slot = params.slots[row / 2];
   if (slot < 0 || slot >= params.pool_slots) return;
   const ShadowPart& part = params.parts[row % 2];

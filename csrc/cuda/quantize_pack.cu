@@ -42,8 +42,7 @@ void quantize_pack(TensorView weight, TensorView packed, TensorView scales_zeros
   const PackedShape shape{weight.size(0), weight.size(1), static_cast<int>(group_size)};
   check_packed(shape, packed, scales_zeros, device);
   SGLANG_ER_CHECK(aligned(packed.data_ptr(), 16), "packed must begin at a multiple of 16 bytes");
-  SGLANG_ER_CHECK(shape.row_blocks() * shape.groups() <= int64_t{INT32_MAX} * kPackWarps,
-                  "the weight is too large");
+  SGLANG_ER_CHECK(shape.row_blocks() * shape.groups() <= INT32_MAX - kPackWarps, "the weight is too large");
   if (shape.packed_bytes() == 0) return;
   const QuantizeParams params{
       .weight = weight.data_ptr(),

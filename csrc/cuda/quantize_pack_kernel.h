@@ -79,12 +79,12 @@ __global__ void __launch_bounds__(kPackWarps * 32)
     quantize_pack_kernel(const __grid_constant__ QuantizeParams params) {
   using Lanes = quantize::Lanes<Group>;
   const int lane = threadIdx.x % 32;
-  const int64_t groups = params.shape.groups();
-  const int64_t item = int64_t{blockIdx.x} * kPackWarps + threadIdx.x / 32;
-  if (item >= params.shape.row_blocks() * groups) return;
+  const int groups = static_cast<int>(params.shape.groups());
+  const int item = static_cast<int>(blockIdx.x * kPackWarps + threadIdx.x / 32);
+  if (item >= static_cast<int>(params.shape.row_blocks()) * groups) return;
   const int64_t block = item / groups, group = item % groups;
   uint8_t* packed = params.packed + item * params.shape.group_bytes();
-  uint16_t* scales_zeros = params.scales_zeros + item * (2 * kRowBlock);
+  uint16_t* scales_zeros = params.scales_zeros + int64_t{item} * (2 * kRowBlock);
 
 #pragma unroll
   for (int pass = 0; pass < Lanes::kPasses; ++pass) {

@@ -149,7 +149,7 @@ __device__ __forceinline__ void compute_block(Tile& tile, typename Tile::Shared&
     if (!shared.last || tile.phase != 0) return;
     __threadfence();
     // All fragments of some splits are under way at a time.
-    constexpr int kSplitsAtOnce = ColTiles >= 4 ? 1 : 4 / ColTiles;
+    [[maybe_unused]] constexpr int kSplitsAtOnce = ColTiles >= 4 ? 1 : 4 / ColTiles;
     Sums<ColTiles> sum = {};
 #pragma unroll kSplitsAtOnce
     for (int split = 0; split < splits; ++split) {

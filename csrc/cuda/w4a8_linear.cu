@@ -55,13 +55,14 @@ void w4a8_linear(TensorView x, TensorView packed, TensorView scales_zeros, Optio
   const QuantizeRowsParams quantize{.x = static_cast<const uint16_t*>(x.data_ptr()),
                                     .x_stride = x.stride(0),
                                     .cols = x.size(1),
-                                    .m = params.linear.m,
                                     .to = rows};
   constexpr int kWarps = kQuantizeThreads / mma::kLanes;
-  const dim3 grid(static_cast<unsigned>((items + kWarps - 1) / kWarps));
-  check_cuda(
-      launch_kernel(quantize_rows_kernel<kIsHalf>, grid, kQuantizeThreads, 0, stream, dependent, quantize),
-      "w4a8_linear");
+  const dim3 grid(static_cast<unsigned>((groups + kWarps - 1) / kWarps), params.linear.m);
+  if (groups > 0) {
+    check_cuda(
+        launch_kernel(quantize_rows_kernel<kIsHalf>, grid, kQuantizeThreads, 0, stream, dependent, quantize),
+        "w4a8_linear");
+  }
   switch (col_tiles_of(x.size(0))) {
     case 1:
       return launch<1>(params, stream, dependent);

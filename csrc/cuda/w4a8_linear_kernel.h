@@ -12,7 +12,6 @@ struct QuantizeRowsParams {
   const uint16_t* x;
   int64_t x_stride;
   int64_t cols;
-  int m;
   QuantizedRows to;
 };
 
@@ -24,15 +23,15 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   wait_for_previous();
   constexpr int kWarps = kQuantizeThreads / mma::kLanes;
   const int lane = threadIdx.x % mma::kLanes;
-  const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / mma::kLanes;
-  if (item >= int64_t{params.m} * params.to.groups) return;
-  const int64_t row = item / params.to.groups, group = item % params.to.groups;
+  const int group = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / mma::kLanes);
+  if (group >= params.to.groups) return;
+  const int64_t row = blockIdx.y, item = row * params.to.groups + group;
 
   float values[w4a8::kLaneLevels];
   uint32_t top = 0;
 #pragma unroll
   for (int c = 0; c < w4a8::kLaneLevels; ++c) {
-    const int64_t input = group * w4::kGroup + w4a8::first_input(lane, c % 2) + c / 2;
+    const int64_t input = int64_t{group} * w4::kGroup + w4a8::first_input(lane, c % 2) + c / 2;
     values[c] = input < params.cols ? w4::input_value<IsHalf>(params.x[row * params.x_stride + input]) : 0.0f;
     top = max(top, __float_as_uint(values[c]) & 0x7FFFFFFFu);
   }

@@ -104,6 +104,20 @@ struct Call {
   }
 };
 
+template <class Run>
+void by_width(const Call& call, const Run& run) {
+  switch (call.col_tiles()) {
+    case 1:
+      return run.template operator()<1>();
+    case 2:
+      return run.template operator()<2>();
+    case 4:
+      return run.template operator()<4>();
+    default:
+      return run.template operator()<8>();
+  }
+}
+
 template <bool IsHalf>
 void run_w4a16(Call& call, Random& random) {
   // What the launch before makes: x, which is not to be read before it is over.
@@ -117,19 +131,10 @@ void run_w4a16(Call& call, Random& random) {
     for (int64_t m = 0; m < x.rows; ++m)
       std::memcpy(x.as<uint16_t>() + m * x.stride, made.as<uint16_t>() + m * made.stride, x.cols * 2);
   };
-  const auto start = [&](auto kernel) {
-    launch(kernel, call.grid(), kTileThreads, random, params, memory, kSharedBytes, before);
-  };
-  switch (call.col_tiles()) {
-    case 1:
-      return start(w4a16_linear_kernel<IsHalf, 1>);
-    case 2:
-      return start(w4a16_linear_kernel<IsHalf, 2>);
-    case 4:
-      return start(w4a16_linear_kernel<IsHalf, 4>);
-    default:
-      return start(w4a16_linear_kernel<IsHalf, 8>);
-  }
+  by_width(call, [&]<int ColTiles>() {
+    launch(w4a16_linear_kernel<IsHalf, ColTiles>, call.grid(), kTileThreads, random, params, memory,
+           kSharedBytes, before);
+  });
 }
 
 template <bool IsHalf>
@@ -141,13 +146,11 @@ void run_w4a8(Call& call, Random& random) {
   const QuantizedRows made{reinterpret_cast<uint8_t*>(made_levels.data()),
                            reinterpret_cast<w4a8::RowNumbers*>(made_numbers.data()),
                            static_cast<int>(groups)};
-  const QuantizeRowsParams quantize{.x = call.x.as<uint16_t>(),
-                                    .x_stride = call.x.stride,
-                                    .cols = call.x.cols,
-                                    .m = static_cast<int>(call.of.m),
-                                    .to = made};
+  const QuantizeRowsParams quantize{
+      .x = call.x.as<uint16_t>(), .x_stride = call.x.stride, .cols = call.x.cols, .to = made};
   constexpr int kWarps = kQuantizeThreads / mma::kLanes;
-  launch(quantize_rows_kernel<IsHalf>, dim3{static_cast<unsigned>((items + kWarps - 1) / kWarps)},
+  launch(quantize_rows_kernel<IsHalf>,
+         dim3{static_cast<unsigned>((groups + kWarps - 1) / kWarps), static_cast<unsigned>(call.of.m)},
          kQuantizeThreads, random, quantize, memory, kSharedBytes);
   const QuantizedRows rows{reinterpret_cast<uint8_t*>(levels.data()),
                            reinterpret_cast<w4a8::RowNumbers*>(numbers.data()), static_cast<int>(groups)};
@@ -156,19 +159,10 @@ void run_w4a8(Call& call, Random& random) {
     std::memcpy(levels.data(), made_levels.data(), static_cast<size_t>(items * w4::kGroup));
     std::memcpy(numbers.data(), made_numbers.data(), static_cast<size_t>(items * 8));
   };
-  const auto start = [&](auto kernel) {
-    launch(kernel, call.grid(), kTileThreads, random, params, memory, kSharedBytes, before);
-  };
-  switch (call.col_tiles()) {
-    case 1:
-      return start(w4a8_linear_kernel<IsHalf, 1>);
-    case 2:
-      return start(w4a8_linear_kernel<IsHalf, 2>);
-    case 4:
-      return start(w4a8_linear_kernel<IsHalf, 4>);
-    default:
-      return start(w4a8_linear_kernel<IsHalf, 8>);
-  }
+  by_width(call, [&]<int ColTiles>() {
+    launch(w4a8_linear_kernel<IsHalf, ColTiles>, call.grid(), kTileThreads, random, params, memory,
+           kSharedBytes, before);
+  });
 }
 
 // As the kernel cuts K, blocks have few steps; with one or two splits they go round the ring of stages.

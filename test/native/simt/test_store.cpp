@@ -28,7 +28,7 @@ void run(const Pool& pool, const Exact<int64_t>& slots, ShadowFormat format, con
       {part(pool.keys, dims.head_dim, int4, shadow.keys, shadow.key_scales),
        part(pool.values, dims.value_dim, false, shadow.values, shadow.value_scales)},
       slots.data(),
-      slots.size() * 2 * dims.kv_heads,
+      static_cast<int>(slots.size()) * 2 * dims.kv_heads,
       pool.slots,
       dims.kv_heads,
       format,

@@ -6,15 +6,16 @@ it. The first run compiles (minutes in all), later ones find the libraries in th
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
-import shutil
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
+
+from machine_code import disassembler, machine_code, main_loop
 
 from sglang_er.kernels.cuda import build, loader
 from sglang_er.kernels.cuda.specs import ARCHS, SPECS, Spec, spec_of
@@ -27,26 +28,11 @@ pytestmark = pytest.mark.skipif(build.find_nvcc() is None, reason="no nvcc here"
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 
-def disassembler() -> Path | None:
-    """cuobjdump of the toolkit, else the one that Triton ships."""
-    if found := shutil.which("cuobjdump"):
-        return Path(found)
-    triton = importlib.util.find_spec("triton")
-    folders = [Path(nvcc).resolve().parent for nvcc in filter(None, [build.find_nvcc()])]
-    if triton is not None and triton.origin is not None:
-        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
-    return next((folder / "cuobjdump" for folder in folders if (folder / "cuobjdump").is_file()), None)
-
-
-def machine_code(library: Path) -> dict[str, str]:
-    """Disassembly by kernel."""
+def disassembled(library: Path) -> dict[str, str]:
     tool = disassembler()
     if tool is None:
         pytest.skip("no cuobjdump here")
-    environment = {**os.environ, "PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}"}  # it calls nvdisasm
-    done = subprocess.run([tool, "-sass", library], capture_output=True, text=True, check=True, env=environment)
-    _, *parts = re.split(r"^\s*Function : (\S+)$", done.stdout, flags=re.MULTILINE)
-    return dict(zip(build.readable(parts[0::2]), parts[1::2]))
+    return machine_code(library, tool)
 
 
 @each_spec
@@ -63,7 +49,7 @@ def test_a_library_uses_the_registers_on_record_and_spills_nothing(spec: Spec):
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.claims], ids=lambda spec: spec.name)
 def test_kernels_have_the_instructions_that_they_claim(spec: Spec):
-    code = machine_code(build.build(spec, HOPPER))
+    code = disassembled(build.build(spec, HOPPER))
     assert code
     for part, patterns in spec.claims:
         named = [name for name in code if part in name]
@@ -72,6 +58,14 @@ def test_kernels_have_the_instructions_that_they_claim(spec: Spec):
             for pattern in patterns:
                 assert re.search(pattern, code[name]), f"{name} has no {pattern}"
             assert not re.search(r"\b(LDL|STL)\b", code[name]), f"{name} uses local memory"
+
+
+@pytest.mark.parametrize(("name", "most"), [("w4a16_linear_bf16", 360), ("w4a8_linear_bf16", 200)])
+def test_a_step_of_few_rows_has_few_instructions(name: str, most: int):
+    """A multiprocessor has some 940 cycles for the weights of a step, and eight warps: docs/gpu.md#kernels."""
+    code = disassembled(build.build(spec_of(name), HOPPER))
+    kernel = next(kernel for kernel in code if re.search(r"_linear_kernel<(false|\(bool\)0), 1>", kernel))
+    assert 100 < len(main_loop(code[kernel])) <= most
 
 
 @each_spec
