@@ -4,13 +4,12 @@
 //
 // Who computes what. Two launches. A warp of the first takes a row's group of x: levels, their scale, their
 // sum. The second one's blocks are those of w4a16_linear, with the indices of w4a8_fragment.h: half as many
-// products, as m16n8k32 takes twice the inputs, a quarter of the operations that turn words into operands,
-// and no sums of x.
+// products, as m16n8k32 takes twice the inputs, three operations a word in the place of eight, no sums of x.
 //
-// Bound: the packed weight, read once, until some 200 rows: m16n8k32 makes 4096 products of int8 while
-// m16n8k16 makes 2048, and a warp has half the instructions of w4a16_linear for it. That one rounds less, and
-// is as fast as long as both wait for the weight. Within a CUDA graph the second launch reads its weight
-// while the first one runs, and that one begins while the launch before it ends (dependent_launch.h).
+// Bound: the packed weight, read once, until some 64 rows; from there on what a warp has to issue, half of
+// w4a16_linear's (docs/gpu.md). That one rounds less, and is as fast as long as both wait for the weight.
+// Within a CUDA graph the second launch reads its weight while the first one runs, and that one begins while
+// the launch before it ends (dependent_launch.h).
 #include "w4_linear_binding.h"
 #include "w4a8_linear_kernel.h"
 
