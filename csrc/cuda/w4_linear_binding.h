@@ -55,18 +55,17 @@ inline W4LinearParams linear_params(DLDevice device, int64_t cols, TensorView pa
                     "bias must be contiguous, one value per output, of the dtype of x or float32");
   }
   const w4::Schedule schedule = w4::schedule(shape.rows, shape.cols);
-  const int chunks = chunks_of(out.size(0));
   check_on(partials, device);
   check_on(counters, device);
   SGLANG_ER_CHECK(partials.IsContiguous() && is_type(partials, kDLFloat, 32) &&
                       aligned(partials.data_ptr(), 16) &&
                       partials.numel() >= partials_of(schedule, out.size(0)),
                   "the workspace is too small");
-  SGLANG_ER_CHECK(counters.IsContiguous() && is_type(counters, kDLInt, 32) &&
-                      counters.numel() >= (schedule.splits == 1 ? 0 : int64_t{schedule.tiles} * chunks),
-                  "the workspace has too few counters");
+  SGLANG_ER_CHECK(
+      counters.IsContiguous() && is_type(counters, kDLInt, 32) &&
+          counters.numel() >= (schedule.splits == 1 ? 0 : int64_t{schedule.tiles} * chunks_of(out.size(0))),
+      "the workspace has too few counters");
   return {.m = static_cast<int>(out.size(0)),
-          .chunks = chunks,
           .packed = static_cast<const uint8_t*>(packed.data_ptr()),
           .scales_zeros = static_cast<const uint16_t*>(scales_zeros.data_ptr()),
           .shape = shape,
@@ -106,9 +105,24 @@ void launch_linear(void (*kernel)(Params), const Params& params, cudaStream_t st
   static_assert(kBytes <= SGLANG_ER_SHARED_KB * 1024 - 1024);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), op);
   const W4LinearParams& linear = params.linear;
-  // Chunks of rows that share weights are neighbours in time.
-  const dim3 grid(linear.chunks, linear.schedule.tiles, linear.schedule.splits);
+  // Blocks that differ in their chunk of rows only are neighbours in time, and share weights in L2.
+  const dim3 grid(chunks_of(linear.m), linear.schedule.tiles, linear.schedule.splits);
   check_cuda(launch_kernel(kernel, grid, kTileThreads, kBytes, stream, dependent, params), op);
+}
+
+// launch.operator()<ColTiles>() for `m` rows of x.
+template <class Launch>
+void by_col_tiles(int64_t m, const Launch& launch) {
+  switch (col_tiles_of(m)) {
+    case 1:
+      return launch.template operator()<1>();
+    case 2:
+      return launch.template operator()<2>();
+    case 4:
+      return launch.template operator()<4>();
+    default:
+      return launch.template operator()<8>();
+  }
 }
 
 // Which capture records what is launched now on this stream; 0 outside of captures.

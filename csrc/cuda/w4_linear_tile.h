@@ -26,7 +26,6 @@ inline constexpr int kMostRows = 64;  // of x, in a block
 // All but x.
 struct W4LinearParams {
   int m;
-  int chunks;  // of kMostRows rows; blocks that differ in this only are neighbours, and share weights in L2
   const uint8_t* packed;
   const uint16_t* scales_zeros;
   PackedShape shape;

@@ -21,13 +21,6 @@
 namespace sglang_er::cuda {
 namespace {
 
-template <int ColTiles>
-void launch(const W4A16LinearParams& params, cudaStream_t stream) {
-  const bool dependent = may_depend(stream, "w4a16_linear");
-  launch_linear<W4A16Shared<ColTiles>>(w4a16_linear_kernel<kIsHalf, ColTiles>, params, stream, dependent,
-                                       "w4a16_linear");
-}
-
 void w4a16_linear(TensorView x, TensorView packed, TensorView scales_zeros, Optional<TensorView> bias,
                   TensorView out, int64_t group_size, TensorView partials, TensorView counters) {
   const DLDevice device = x.device();
@@ -43,16 +36,11 @@ void w4a16_linear(TensorView x, TensorView packed, TensorView scales_zeros, Opti
 
   const OnDevice on_device(device);
   const cudaStream_t stream = current_stream(device);
-  switch (col_tiles_of(x.size(0))) {
-    case 1:
-      return launch<1>(params, stream);
-    case 2:
-      return launch<2>(params, stream);
-    case 4:
-      return launch<4>(params, stream);
-    default:
-      return launch<8>(params, stream);
-  }
+  const bool dependent = may_depend(stream, "w4a16_linear");
+  by_col_tiles(x.size(0), [&]<int ColTiles>() {
+    launch_linear<W4A16Shared<ColTiles>>(w4a16_linear_kernel<kIsHalf, ColTiles>, params, stream, dependent,
+                                         "w4a16_linear");
+  });
 }
 
 }  // namespace

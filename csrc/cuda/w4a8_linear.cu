@@ -16,12 +16,6 @@
 namespace sglang_er::cuda {
 namespace {
 
-template <int ColTiles>
-void launch(const W4A8LinearParams& params, cudaStream_t stream, bool dependent) {
-  launch_linear<W4A8Shared<ColTiles>>(w4a8_linear_kernel<kIsHalf, ColTiles>, params, stream, dependent,
-                                      "w4a8_linear");
-}
-
 // Groups of a row of levels and numbers, for a weight of `cols` columns: an even number.
 int64_t level_groups(int64_t cols) { return (cols + kStepInputs - 1) / kStepInputs * w4::kPhases; }
 
@@ -62,16 +56,10 @@ void w4a8_linear(TensorView x, TensorView packed, TensorView scales_zeros, Optio
         launch_kernel(quantize_rows_kernel<kIsHalf>, grid, kQuantizeThreads, 0, stream, dependent, quantize),
         "w4a8_linear");
   }
-  switch (col_tiles_of(x.size(0))) {
-    case 1:
-      return launch<1>(params, stream, dependent);
-    case 2:
-      return launch<2>(params, stream, dependent);
-    case 4:
-      return launch<4>(params, stream, dependent);
-    default:
-      return launch<8>(params, stream, dependent);
-  }
+  by_col_tiles(x.size(0), [&]<int ColTiles>() {
+    launch_linear<W4A8Shared<ColTiles>>(w4a8_linear_kernel<kIsHalf, ColTiles>, params, stream, dependent,
+                                        "w4a8_linear");
+  });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Warp matrix instructions: what lane holds which element (host and device, so that tests can run a warp lane
-// by lane), and on the device the instructions themselves, one function each.
+// Warp matrix instructions: what lane holds which element, and on the device the instructions themselves, one
+// function each.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,18 @@
 namespace sglang_er::mma {
 
 inline constexpr int kLanes = 32;
-inline constexpr int kRows = 16;   // of A and C
-inline constexpr int kCols = 8;    // of B and C
-inline constexpr int kDepth = 16;  // inner dimension of one m16n8k16 product
+inline constexpr int kRows = 16;  // of A and C
+inline constexpr int kCols = 8;   // of B and C
 
-// Registers of m16n8k16. A and B hold two 16-bit neighbours along the inner dimension in a register, the
-// first one in the low half; C holds fp32.
+// Registers of m16n8k16; g = lane / 4, t = lane % 4. A and B hold two 16-bit neighbours along the inner
+// dimension in a register, the first one in the low half; C holds fp32.
+//
+//   A, register r: row g + r % 2 * 8, inner 2 t + r / 2 * 8 and the next
+//   B, register r: column g, inner 2 t + r * 8 and the next
+//   C, register r: row g + r / 2 * 8, column 2 t + r % 2
+//
+// Of m16n8k32 with 8-bit integers: four neighbours in a register, the first one in the lowest byte, inner 4 t
+// + r / 2 * 16 (A) and 4 t + r * 16 (B); C holds int32. Rows and columns are the same.
 struct FragmentA {
   uint32_t reg[4];
 };
@@ -22,26 +28,12 @@ struct FragmentB {
   uint32_t reg[2];
 };
 
-SGLANG_ER_INLINE int a_row(int lane, int reg) { return lane / 4 + reg % 2 * 8; }
-SGLANG_ER_INLINE int a_depth(int lane, int reg, int half) { return lane % 4 * 2 + half + reg / 2 * 8; }
-SGLANG_ER_INLINE int b_depth(int lane, int reg, int half) { return lane % 4 * 2 + half + reg * 8; }
-SGLANG_ER_INLINE int b_col(int lane) { return lane / 4; }
-SGLANG_ER_INLINE int c_row(int lane, int reg) { return lane / 4 + reg / 2 * 8; }
 SGLANG_ER_INLINE int c_col(int lane, int reg) { return lane % 4 * 2 + reg % 2; }
 
-// Registers of m16n8k32 with 8-bit integers: A and B hold four neighbours along the inner dimension in a
-// register, the first one in the lowest byte; C holds int32. Rows and columns of all three are as above.
-inline constexpr int kByteDepth = 32;
-SGLANG_ER_INLINE int a_byte_depth(int lane, int reg, int byte) { return lane % 4 * 4 + byte + reg / 2 * 16; }
-SGLANG_ER_INLINE int b_byte_depth(int lane, int reg, int byte) { return lane % 4 * 4 + byte + reg * 16; }
-
 // ldmatrix.x4 loads four 8 x 8 matrices: this lane gives the address of 16 bytes, row `address_row` of matrix
-// `address_matrix`, and gets from matrix i, in register i, columns 2t and 2t + 1 of row lane / 4 (t = lane %
-// 4).
+// `address_matrix`, and gets from matrix i, in register i, columns 2 t and 2 t + 1 of row g.
 SGLANG_ER_INLINE int address_matrix(int lane) { return lane / 8; }
 SGLANG_ER_INLINE int address_row(int lane) { return lane % 8; }
-SGLANG_ER_INLINE int loaded_row(int lane) { return lane / 4; }
-SGLANG_ER_INLINE int loaded_col(int lane, int half) { return lane % 4 * 2 + half; }
 
 #if defined(__CUDACC__)
 

@@ -102,8 +102,9 @@ def _refusal(updater: Any, request: Any) -> str | None:
 def _is_idle(updater: Any) -> bool:
     """What is left of requests that are finished is brought to its end first."""
     adapter = compat.adapter()
-    if not adapter.is_idle(updater):
-        adapter.settle(updater)
+    if adapter.is_idle(updater):
+        return True
+    adapter.settle(updater)
     return adapter.is_idle(updater)
 
 

@@ -63,7 +63,6 @@ struct Call {
 
   W4LinearParams params() {
     return {.m = static_cast<int>(of.m),
-            .chunks = chunks(),
             .packed = packed.packed.data(),
             .scales_zeros = packed.scales_zeros.data(),
             .shape = packed.shape,
@@ -205,23 +204,16 @@ void check_w4a8(Call& call, Random& random) {
   call.check([&](int64_t m, int64_t k) { return rounded.at(m, k); });
 }
 
-SIMT_TEST(w4a16_linear_equals_loops) {
-  Random random(21);
+void check_cases(uint64_t seed, void (*check)(Call&, Random&)) {
+  Random random(seed);
   int i = 0;
   for (const Case& of : kCases) {
     Call call(of, i++ % 2 == 0 ? DType::kBFloat16 : DType::kFloat16, random);
-    check_w4a16(call, random);
+    check(call, random);
   }
 }
-
-SIMT_TEST(w4a8_linear_equals_loops) {
-  Random random(22);
-  int i = 0;
-  for (const Case& of : kCases) {
-    Call call(of, i++ % 2 == 0 ? DType::kFloat16 : DType::kBFloat16, random);
-    check_w4a8(call, random);
-  }
-}
+SIMT_TEST(w4a16_linear_equals_loops) { check_cases(21, check_w4a16); }
+SIMT_TEST(w4a8_linear_equals_loops) { check_cases(22, check_w4a8); }
 
 // Rows of zeros, of hardly anything and of large numbers; those that are not finite spoil no other.
 SIMT_TEST(linear_takes_any_x) {

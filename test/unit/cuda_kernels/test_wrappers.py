@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.on_gpu import on_gpu
 
 from sglang_er.kernels.base import PackedWeight
 from sglang_er.kernels.cpu.loader import LibraryError
@@ -18,18 +19,6 @@ from sglang_er.kernels.cuda import (
 )
 from sglang_er.kernels.cuda.specs import SPECS, arch_of
 from sglang_er.kernels.kv_shadow import FORMATS, KvShadow
-
-
-class OnGpu(torch.Tensor):
-    """A tensor that says it is on a GPU."""
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return torch.device("cuda", 0)
-
-
-def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_subclass(OnGpu)
 
 
 @pytest.fixture(autouse=True)

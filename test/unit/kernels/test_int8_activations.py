@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from support.on_gpu import on_gpu
 
 from sglang_er.kernels import PackedWeight, int8_pays, registry
 from sglang_er.kernels.cuda import loader
@@ -14,16 +15,8 @@ from sglang_er.kernels.dispatch_table import DispatchTable
 from sglang_er.kernels.int8_activations import FEWEST_ROWS
 
 
-class OnGpu(torch.Tensor):
-    """A tensor that says it is on a GPU."""
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return torch.device("cuda", 0)
-
-
 def rows(count: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.zeros(count, 256, dtype=dtype).as_subclass(OnGpu)
+    return on_gpu(torch.zeros(count, 256, dtype=dtype))
 
 
 @pytest.fixture
