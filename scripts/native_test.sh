@@ -24,7 +24,7 @@ else
     "$cmake" --build "$build" --target native_tests --parallel "$jobs"
     # Of an inline function that several objects define, the linker keeps any one copy: none may come from an object
     # with instructions that the machine may lack.
-    shared=$(nm -C --defined-only "$build"/CMakeFiles/native_tests.dir/csrc/cpu/*_avx*.o | awk '$2 ~ /[Wu]/')
+    shared=$(nm -C --defined-only "$build"/CMakeFiles/native_tests.dir/csrc/cpu/*_{amx,avx}*.o | awk '$2 ~ /[Wu]/')
     if [[ -n $shared ]]; then
         printf 'native tests: give these internal linkage, or define them outside of headers:\n%s\n' "$shared" >&2
         exit 1

@@ -5,6 +5,8 @@ namespace sglang_er::cpu {
 
 void bf16_linear(const Bf16LinearCall& call) {
   switch (active_isa()) {
+    case Isa::kAmx:
+      return bf16_linear_amx(call);
     case Isa::kAvx512Bf16:
       return bf16_linear_avx512_bf16(call);
     case Isa::kAvx512:

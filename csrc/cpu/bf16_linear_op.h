@@ -32,5 +32,6 @@ void bf16_linear_portable(const Bf16LinearCall& call);
 void bf16_linear_avx2(const Bf16LinearCall& call);
 void bf16_linear_avx512(const Bf16LinearCall& call);
 void bf16_linear_avx512_bf16(const Bf16LinearCall& call);
+void bf16_linear_amx(const Bf16LinearCall& call);
 
 }  // namespace sglang_er::cpu

@@ -212,6 +212,7 @@ void decode(const DecoderModel& model, const DecoderBatch& batch, DecoderBuffers
 const LayerOps& layer_ops() {
   switch (active_isa()) {
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:
     case Isa::kAvx512:
       return kLayerOpsAvx512;
     case Isa::kAvx2:

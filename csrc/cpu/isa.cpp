@@ -1,5 +1,9 @@
 #include "isa.h"
 
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <stdexcept>
 
@@ -18,7 +22,22 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 // A 512-bit vdpbf16ps takes 2 cycles on Sapphire and Emerald Rapids (16 products a cycle, against 32 of two
 // fp32 FMA units: measured .77 ns and .19 ns an instruction), and 1 cycle on Zen 4 and later, which have one
 // 512-bit FMA a cycle. So bf16 dot products come first on AMD and after fp32 FMA elsewhere.
-bool prefers_bf16_dot() { return __builtin_cpu_is("amd"); }
+bool prefers_bf16_dot() { return made_by_amd(); }
+
+// Tiles are 8 KiB of state, which Linux grants a process on request (arch_prctl(2); children inherit it).
+bool granted_tiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool has_amx() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kNeeded = kBf16 | kTile | kInt8;
+  unsigned a, b, c, features;
+  if (!has_avx512_bf16() || !has_avx512_vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &features) == 0)
+    return false;
+  static const bool granted = (features & kNeeded) == kNeeded && granted_tiles();
+  return granted;
+}
 
 std::atomic<int>& active() {
   static std::atomic<int> isa{static_cast<int>(supported_isas().front())};
@@ -27,6 +46,14 @@ std::atomic<int>& active() {
 
 }  // namespace
 
+bool made_by_amd() {
+  static const bool amd = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") != 0;
+  }();
+  return amd;
+}
+
 bool has_avx512_vnni() {
   static const bool has = has_avx512() && __builtin_cpu_supports("avx512vnni");
   return has;
@@ -34,6 +61,8 @@ bool has_avx512_vnni() {
 
 std::string_view isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmx:
+      return "amx";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
     case Isa::kAvx512:
@@ -49,6 +78,7 @@ std::string_view isa_name(Isa isa) {
 std::vector<Isa> supported_isas() {
   __builtin_cpu_init();
   std::vector<Isa> isas;
+  if (has_amx()) isas.push_back(Isa::kAmx);
   if (has_avx512_bf16() && prefers_bf16_dot()) isas.push_back(Isa::kAvx512Bf16);
   if (has_avx512()) isas.push_back(Isa::kAvx512);
   if (has_avx512_bf16() && !prefers_bf16_dot()) isas.push_back(Isa::kAvx512Bf16);

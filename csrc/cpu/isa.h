@@ -7,10 +7,16 @@
 
 namespace sglang_er::cpu {
 
-enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 Isa active_isa();
 std::string_view isa_name(Isa isa);
+
+// bf16_linear multiplies pairs of bf16: of bf16 weights, it rounds x.
+constexpr bool multiplies_bf16(Isa isa) { return isa == Isa::kAmx || isa == Isa::kAvx512Bf16; }
+
+// Whose caches and units decide between two forms for one instruction set.
+bool made_by_amd();
 
 // int8 dot products: not a level of its own, every machine with AVX512-BF16 and some others have them.
 bool has_avx512_vnni();

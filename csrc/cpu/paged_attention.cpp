@@ -6,6 +6,7 @@ namespace sglang_er::cpu {
 void paged_attention(const PagedAttentionCall& call) {
   switch (active_isa()) {
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:
     case Isa::kAvx512:
       return paged_attention_avx512(call);
     case Isa::kAvx2:

@@ -6,6 +6,7 @@ namespace sglang_er::cpu {
 void quantize_pack(const QuantizePackCall& call) {
   switch (active_isa()) {
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:
     case Isa::kAvx512:
       return quantize_pack_avx512(call);
     case Isa::kAvx2:

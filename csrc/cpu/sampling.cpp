@@ -6,6 +6,7 @@ namespace sglang_er::cpu {
 void sample_rows(const SampleRowsCall& call) {
   switch (active_isa()) {
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:
     case Isa::kAvx512:
       return sample_rows_avx512(call);
     case Isa::kAvx2:
@@ -18,6 +19,7 @@ void sample_rows(const SampleRowsCall& call) {
 void softmax_rows(const SoftmaxRowsCall& call) {
   switch (active_isa()) {
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:
     case Isa::kAvx512:
       return softmax_rows_avx512(call);
     case Isa::kAvx2:

@@ -1,26 +1,17 @@
 // w4a8_linear on AVX512-VNNI: vpdpbusd adds four u8 x s8 products to each of 16 lanes, x broadcast from
 // memory. 64 products an instruction, where an fp32 FMA makes 16.
-#include <immintrin.h>
-
+#include "isa.h"
 #include "unrolled.h"
-#include "w4a8_linear.h"
+#include "w4a8_linear_avx512.h"
 
 namespace sglang_er::cpu {
 namespace {
 
-struct Avx512Vnni {
-  using Acc = __m512i;
+struct Avx512Vnni : Avx512Levels {
   static constexpr int kMaxTile = 8;
-  // Bound by memory, with few rows: one stream, which the hardware's own prefetching follows best (a Zen 5,
-  // all of a 0.5b: 79 GB/s where four streams read 73). With more, several blocks share what is loaded of x,
-  // and words have to be in L1 when arithmetic comes to them.
-  static constexpr int blocks_at_once(int rows) { return rows <= 2 ? 1 : rows <= 4 ? 4 : 2; }
-  static constexpr int64_t prefetch_bytes(int rows) { return rows <= 2 ? 6144 : rows <= 4 ? 2048 : 4096; }
-
-  SGLANG_ER_INLINE static Floats to_floats(Acc acc) { return {_mm512_cvtepi32_ps(acc)}; }
-  SGLANG_ER_INLINE static void store_levels(int8_t* levels, Floats rounded) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(levels), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(rounded.v)));
-  }
+  // Several blocks share what is loaded of x, and words have to be in L1 when arithmetic comes to them.
+  static constexpr int blocks_at_once(int rows) { return rows <= 4 ? 4 : 2; }
+  static constexpr int64_t prefetch_bytes(int rows) { return rows <= 4 ? 2048 : 4096; }
 
   // With few sums every word has sums of its own, whole numbers all of them: one chain of additions would
   // take longer than reading the words.
@@ -68,8 +59,19 @@ struct Avx512Vnni {
   }
 };
 
+// Bound by memory, with few rows: one stream, which AMD's own prefetching follows best (a Zen 5, all of a
+// 0.5b: 79 GB/s where four streams read 73). Intel's wants four (a Granite Rapids: 30 GB/s, and 20 with one).
+struct OneStream : Avx512Vnni {
+  static constexpr int kMaxTile = 2;
+  static constexpr int blocks_at_once(int) { return 1; }
+  static constexpr int64_t prefetch_bytes(int) { return 6144; }
+};
+
 }  // namespace
 
-void w4a8_linear_avx512_vnni(const W4A8Call& call) { run_w4_linear<W4A8<Avx512Vnni>>(call); }
+void w4a8_linear_avx512_vnni(const W4A8Call& call) {
+  if (call.m <= OneStream::kMaxTile && made_by_amd()) return run_w4_linear<W4A8<OneStream>>(call);
+  run_w4_linear<W4A8<Avx512Vnni>>(call);
+}
 
 }  // namespace sglang_er::cpu

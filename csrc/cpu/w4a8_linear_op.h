@@ -12,5 +12,6 @@ void w4a8_linear(const W4A8Call& call);  // the active instruction set
 void w4a8_linear_portable(const W4A8Call& call);
 void w4a8_linear_avx2(const W4A8Call& call);
 void w4a8_linear_avx512_vnni(const W4A8Call& call);
+void w4a8_linear_amx(const W4A8Call& call);
 
 }  // namespace sglang_er::cpu

@@ -1,4 +1,7 @@
 // Linear ops, quantize_pack and dequantize against plain loops in double.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "bf16_linear_op.h"
@@ -210,7 +213,8 @@ TEST(bf16_linear_equals_loops) {
                    .out_type = p.out.type,
                    .threads = p.threads});
       const auto value = [&](int64_t n, int64_t k) { return weight.at(n, k); };
-      const bool rounds_x = active_isa() == Isa::kAvx512Bf16 && type == DType::kBFloat16;
+      const bool rounds_x = multiplies_bf16(active_isa()) && type == DType::kBFloat16;
+      const int lanes = rounds_x && active_isa() == Isa::kAmx ? 1 : 16;
       check_product(
           p, shape.n,
           [&](int64_t m, int64_t k) {
@@ -218,9 +222,37 @@ TEST(bf16_linear_equals_loops) {
             return rounds_x ? double{bf16_to_float(float_to_bf16(static_cast<float>(x)))} : x;
           },
           value, [&](int64_t n, int64_t k) { return std::abs(value(n, k)); },
-          (static_cast<double>(shape.k) / 16 + 6) * 0x1p-23);
+          (static_cast<double>(shape.k) / lanes + 6) * 0x1p-23);
     }
   }
+}
+
+// Loads of tiles are not sanitized: a page that nobody may read follows W.
+TEST(bf16_linear_reads_nothing_behind_the_weight) {
+  const int64_t page = sysconf(_SC_PAGESIZE), n = 35, k = 100, bytes = n * k * 2;
+  const int64_t readable = (bytes + page - 1) / page * page;
+  char* pages = static_cast<char*>(
+      mmap(nullptr, readable + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  CHECK(pages != MAP_FAILED && mprotect(pages + readable, page, PROT_NONE) == 0);
+  const Exact<float> x(70 * k, 1.0f), out(70 * n, 0.0f);
+  for (int64_t m : {1, 17, 70}) {
+    bf16_linear({.x = x.data(),
+                 .x_stride = k,
+                 .x_type = DType::kFloat32,
+                 .m = m,
+                 .weight = pages + readable - bytes,
+                 .weight_stride = k,
+                 .weight_type = DType::kBFloat16,
+                 .n = n,
+                 .k = k,
+                 .bias = nullptr,
+                 .bias_type = DType::kFloat32,
+                 .out = out.data(),
+                 .out_stride = n,
+                 .out_type = DType::kFloat32,
+                 .threads = 2});
+  }
+  munmap(pages, readable + page);
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ struct Linear {
             .bias_type = bias.type};
   }
   // Dot products of bf16 pairs round what enters an exact linear.
-  bool rounds_x() const { return active_isa() == Isa::kAvx512Bf16 && kind == LinearKind::kExact; }
+  bool rounds_x() const { return multiplies_bf16(active_isa()) && kind == LinearKind::kExact; }
   std::vector<double> operator()(std::vector<double> x) const {
     if (rounds_x()) {
       for (double& value : x) value = bf16_to_float(float_to_bf16(static_cast<float>(value)));

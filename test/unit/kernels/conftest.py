@@ -11,7 +11,7 @@ import torch
 from sglang_er import kernels
 
 
-@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "portable"])
+@pytest.fixture(params=["amx", "avx512_bf16", "avx512", "avx2", "portable"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param not in kernels.supported_isas():
         pytest.skip(f"this machine has no {request.param}")

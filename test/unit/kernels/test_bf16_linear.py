@@ -13,13 +13,13 @@ from sglang_er.kernels import bf16_linear
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = [BFLOAT16, FLOAT16, FLOAT32]
 # Error allowed per output, relative to sum_k |x_k * W_k|: a lane adds K / 16 products in fp32, then 4 more
-# additions; plus one rounding of the result to its dtype.
+# additions (a tile all K of them); plus one rounding of the result to its dtype.
 ROUNDING = {BFLOAT16: 2.0**-8, FLOAT16: 2.0**-10, FLOAT32: 2.0**-23}
 
 
 def as_multiplied(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x as the active instruction set multiplies it: dot products of bf16 pairs round it, once and to nearest even."""
-    dots = kernels.isa() == "avx512_bf16" and weight.dtype == BFLOAT16
+    dots = kernels.isa() in ("amx", "avx512_bf16") and weight.dtype == BFLOAT16
     return x.bfloat16() if dots else x
 
 
@@ -31,7 +31,7 @@ def check(x, weight, bias=None, out=None, out_dtype=None) -> torch.Tensor:
         out = torch.full((x.shape[0], weight.shape[0]), float("nan"), dtype=out_dtype)
     actual = bf16_linear(given, weight, bias, out)
     assert actual is out
-    depth = x.shape[1] / 16 + 6
+    depth = x.shape[1] / (1 if kernels.isa() == "amx" else 16) + 6
     magnitude = x.double().abs() @ weight.double().abs().T + (0.0 if bias is None else bias.double().abs())
     bound = depth * 2.0**-23 * magnitude + ROUNDING[out_dtype] * expected.abs() + 1e-7 * (out_dtype == FLOAT16)
     wrong = (actual.double() - expected).abs() > bound + 1e-37

@@ -69,7 +69,7 @@ def library_version() -> int:
 
 
 def isa() -> str:
-    """Instruction set in use: ``avx512_bf16``, ``avx512``, ``avx2`` or ``portable``."""
+    """Instruction set in use: ``amx``, ``avx512_bf16``, ``avx512``, ``avx2`` or ``portable``."""
     return str(library().isa())
 
 
