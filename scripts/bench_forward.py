@@ -1,8 +1,9 @@
-"""What a plain and a draft forward of one request cost in a live server, against the bytes they have to read.
+"""What a plain and a draft forward of one request cost in a live server, against the bytes they have to read, and
+what plain decode costs in SGLang's own model code with PyTorch's linear layers and attention.
 
     .venv/bin/python scripts/bench_forward.py --shape 0.5b [--json FILE]
 
-Blocks of a few tokens of plain decode and of drafting take turns with readings of the bandwidth while the server
+Blocks of a few tokens of each take turns with readings of the bandwidth while the server
 is idle. A draft forward is the share of a draft pass: Python and sampling of the draft included.
 """
 
@@ -22,7 +23,11 @@ from sglang_er.rollout.measure import PLAIN
 from sglang_er.rollout.progress import Progress
 
 INPUT, TOKENS, GAMMA = 256, 32, 5
-DRAFTING = {"policy": "fixed", "gamma": GAMMA}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {**PLAIN, "executor": "native"},
+    "draft": {"policy": "fixed", "gamma": GAMMA, "executor": "native"},
+    "stock": {**PLAIN, "executor": "wrapped"},
+}
 
 
 def seconds_of(client: Any, policy: dict[str, Any], request: prompts.Request) -> float:
@@ -54,25 +59,26 @@ def main() -> int:
         request = prompts.make_requests([TOKENS], INPUT, task_text=True, seed=0)[0]
         before = machine.look()
         memory = stream.Stream()
-        for policy in (DRAFTING, dict(PLAIN)):
+        for policy in KINDS.values():
             seconds_of(client, policy, request)  # made at first use
-        plain, draft, read = [], [], []
+        read: list[float] = []
+        seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for number in range(args.rounds):
             progress.update(f"round {number + 1} of {args.rounds}")
             read.append(memory.measure(timing.Timing(3, calls=2)).read)
-            plain.append(seconds_of(client, dict(PLAIN), request))
-            draft.append(seconds_of(client, DRAFTING, request))
+            for kind, policy in KINDS.items():
+                seconds[kind].append(seconds_of(client, policy, request))
         twin = client.state()["twin"]
-    packed, exact = twin["nbytes"], 2 * twin["quantized_weights"]
+    exact = 2 * twin["quantized_weights"]
+    read_bytes = {"plain": exact, "draft": twin["nbytes"], "stock": exact}
     bandwidth = statistics.median(read)
-    rows = {"plain": (plain, exact), "draft": (draft, packed)}
     found = {
         name: {
             "milliseconds": 1e3 * statistics.median(values),
-            "bytes": nbytes,
-            "over_bytes": statistics.median(values) * bandwidth / nbytes,
+            "bytes": read_bytes[name],
+            "over_bytes": statistics.median(values) * bandwidth / read_bytes[name],
         }
-        for name, (values, nbytes) in rows.items()
+        for name, values in seconds.items()
     }
     print(f"{args.shape}, one request, {INPUT} tokens of context, read bandwidth {bandwidth / 1e9:.1f} GB/s")
     for name, row in found.items():

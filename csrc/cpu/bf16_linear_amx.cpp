@@ -226,7 +226,7 @@ void run_pass(const Bf16LinearCall& call) {
 
 void bf16_linear_amx(const Bf16LinearCall& call) {
   if (call.weight_type != DType::kBFloat16) return bf16_linear_avx512(call);
-  const int64_t fit = kPanelBytes / (2 * (call.k + 1));
+  const int64_t fit = kPanelBytes / (2 * (call.k + kStep));
   const int64_t rows = std::max<int64_t>(fit, kTilesAtOnce * kTileRows);
   const int64_t passes = (call.m + rows - 1) / rows;
   for (int64_t i = 0; i < passes; ++i) {

@@ -80,111 +80,113 @@ SGLANG_ER_INLINE void unpack(const uint8_t* words, uint8_t* tile) {
   }
 }
 
-// Registers 0, 1: sums. 2 to 5: x. 6, 7: W. G: tiles of 64 inputs to a group. Two tiles of x at once.
-template <int G>
-SGLANG_ER_INLINE void multiply(const int8_t* x, int height, int32_t* products) {
-  _tile_zero(0);
-  _tile_loadd(2, x, kTileRowBytes);
-  _tile_dpbsud(0, 2, 6);
-  if constexpr (G > 1) {
-    _tile_loadd(3, x + height * kTileRowBytes, kTileRowBytes);
-    _tile_dpbsud(0, 3, 7);
-  }
-  _tile_stored(0, products, kTileRowBytes);
-}
-template <int G>
-SGLANG_ER_INLINE void multiply_two(const int8_t* first, const int8_t* second, int height, int32_t* products) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_loadd(2, first, kTileRowBytes);
-  _tile_loadd(4, second, kTileRowBytes);
-  _tile_dpbsud(0, 2, 6);
-  _tile_dpbsud(1, 4, 6);
-  if constexpr (G > 1) {
-    _tile_loadd(3, first + height * kTileRowBytes, kTileRowBytes);
-    _tile_loadd(5, second + height * kTileRowBytes, kTileRowBytes);
-    _tile_dpbsud(0, 3, 7);
-    _tile_dpbsud(1, 5, 7);
-  }
-  _tile_stored(0, products, kTileRowBytes);
-  _tile_stored(1, products + kTileRows * kRowBlock, kTileRowBytes);
-}
-
-// What is on its way of a block of 16 outputs. Tiles are not forwarded from or to stores that are still under
-// way: words are unpacked a group ahead and products are taken a group later, each in the other one of two
-// places.
-template <int G>
-struct Block {
+// R blocks of 16 outputs, and what is on its way of them. Tiles are not forwarded from or to stores that are
+// still under way: words are unpacked a group ahead and products are taken a group later, each in the other
+// one of two places. G: tiles of 64 inputs to a group.
+template <int G, int R>
+struct Blocks {
   const uint8_t* packed;
   const uint16_t* meta;
-  alignas(64) uint8_t words[2][G * kTileBytes];
-  alignas(64) int32_t products[2][kRowsPerPass * kRowBlock + kTileRows * kRowBlock];
+  int64_t block_bytes, block_meta;
+  alignas(64) uint8_t words[2][R * G * kTileBytes];
+  alignas(64) int32_t products[2][kRowsPerPass * R * kRowBlock];  // [tile of x][block][row][16]
 };
 
-template <int G>
-SGLANG_ER_INLINE void unpack_group(Block<G>& block, int64_t group) {
-  const uint8_t* packed = block.packed + group * (G * kTileWords * kWordBytes);
-  for (int line = 0; line < G * kTileWords; ++line) prefetch(packed + line * kWordBytes + kPrefetchBytes);
-  for (int tile = 0; tile < G; ++tile)
-    unpack(packed + tile * kTileWords * kWordBytes, block.words[group % 2] + tile * kTileBytes);
+template <int G, int R>
+SGLANG_ER_INLINE void unpack_group(Blocks<G, R>& blocks, int64_t group) {
+  uint8_t* words = blocks.words[group % 2];
+  for (int r = 0; r < R; ++r) {
+    const uint8_t* packed = blocks.packed + r * blocks.block_bytes + group * (G * kTileWords * kWordBytes);
+    for (int line = 0; line < G * kTileWords; ++line) prefetch(packed + line * kWordBytes + kPrefetchBytes);
+    for (int tile = 0; tile < G; ++tile, words += kTileBytes)
+      unpack(packed + tile * kTileWords * kWordBytes, words);
+  }
 }
 
-template <int G>
-SGLANG_ER_INLINE void finish_group(const TiledLevels& x, const Block<G>& block, int64_t m, int64_t group,
+// Registers 0, 1: sums of each block. 2, 3: x. 4 to 7: W, a block's two side by side. A tile of x serves all
+// blocks.
+template <int G, int R>
+SGLANG_ER_INLINE void load_words(const uint8_t* words) {
+  _tile_loadd(4, words, kTileRowBytes);
+  if constexpr (G > 1) _tile_loadd(5, words + kTileBytes, kTileRowBytes);
+  if constexpr (R > 1) {
+    _tile_loadd(6, words + G * kTileBytes, kTileRowBytes);
+    if constexpr (G > 1) _tile_loadd(7, words + 3 * kTileBytes, kTileRowBytes);
+  }
+}
+template <int G, int R>
+SGLANG_ER_INLINE void multiply(const int8_t* x, int height, int32_t* products) {
+  _tile_loadd(2, x, kTileRowBytes);
+  if constexpr (G > 1) _tile_loadd(3, x + height * kTileRowBytes, kTileRowBytes);
+  _tile_zero(0);
+  if constexpr (R > 1) _tile_zero(1);
+  _tile_dpbsud(0, 2, 4);
+  if constexpr (R > 1) _tile_dpbsud(1, 2, 6);
+  if constexpr (G > 1) {
+    _tile_dpbsud(0, 3, 5);
+    if constexpr (R > 1) _tile_dpbsud(1, 3, 7);
+  }
+  _tile_stored(0, products, kTileRowBytes);
+  if constexpr (R > 1) _tile_stored(1, products + kTileRows * kRowBlock, kTileRowBytes);
+}
+
+// totals: [M][R][16].
+template <int G, int R>
+SGLANG_ER_INLINE void finish_group(const TiledLevels& x, const Blocks<G, R>& blocks, int64_t m, int64_t group,
                                    float* total) {
-  const uint16_t* meta = block.meta + group * (2 * kRowBlock);
-  const Floats scale = load_bf16(meta), offset = load_bf16(meta + kRowBlock);
-  for (int t = 0; t < x.tiles; ++t) {
-    const int32_t* products = block.products[group % 2] + t * kTileRows * kRowBlock;
+  Floats scale[R], offset[R];
+  for (int r = 0; r < R; ++r) {
+    const uint16_t* meta = blocks.meta + r * blocks.block_meta + group * (2 * kRowBlock);
+    scale[r] = load_bf16(meta);
+    offset[r] = load_bf16(meta + kRowBlock);
+  }
+  const int32_t* products = blocks.products[group % 2];
+  for (int t = 0; t < x.tiles; ++t, products += R * kTileRows * kRowBlock) {
     const float* terms = x.tile_terms(t, group);
     const int rows = static_cast<int>(std::min<int64_t>(m - int64_t{t} * x.height, x.height));
-    for (int row = 0; row < rows; ++row, total += kRowBlock, terms += Levels::kTerms)
-      store(total,
-            Levels::finish(_mm512_load_si512(products + row * kRowBlock), scale, offset, terms, load(total)));
-  }
-}
-
-// totals[M][16] of one block.
-template <int G>
-void accumulate(const W4A8Call& call, const TiledLevels& x, int64_t number, float* totals) {
-  const PackedShape& shape = call.shape;
-  Block<G> block;
-  block.packed = call.packed + number * shape.block_bytes();
-  block.meta = call.scales_zeros + number * shape.block_meta();
-  for (int64_t row = 0; row < call.m; ++row) store(totals + row * kRowBlock, zero());
-  if (x.groups > 0) unpack_group(block, 0);
-  for (int64_t group = 0; group < x.groups; ++group) {
-    if (group + 1 < x.groups) unpack_group(block, group + 1);
-    const uint8_t* words = block.words[group % 2];
-    _tile_loadd(6, words, kTileRowBytes);
-    if constexpr (G > 1) _tile_loadd(7, words + kTileBytes, kTileRowBytes);
-    int32_t* products = block.products[group % 2];
-    int t = 0;
-    for (; t + 2 <= x.tiles; t += 2, products += 2 * kTileRows * kRowBlock)
-      multiply_two<G>(x.tile(t, group), x.tile(t + 1, group), x.height, products);
-    if (t < x.tiles) multiply<G>(x.tile(t, group), x.height, products);
-    if (group > 0) finish_group(x, block, call.m, group - 1, totals);
-  }
-  if (x.groups > 0) finish_group(x, block, call.m, x.groups - 1, totals);
-}
-
-void compute_blocks(const W4A8Call& call, const TiledLevels& x, int64_t block, int64_t end) {
-  const Tiles::Shape x_rows{x.height, kTileRowBytes}, words{kTileRows, kTileRowBytes};
-  const Tiles tiles({x_rows, x_rows, x_rows, x_rows, x_rows, x_rows, words, words});
-  alignas(64) float totals[kRowsPerPass * kRowBlock];
-  for (; block < end; ++block) {
-    if (x.group_tiles == 1) {
-      accumulate<1>(call, x, block, totals);
-    } else {
-      accumulate<2>(call, x, block, totals);
+    for (int row = 0; row < rows; ++row, terms += Levels::kTerms) {
+      for (int r = 0; r < R; ++r, total += kRowBlock) {
+        const __m512i sums = _mm512_load_si512(products + (r * kTileRows + row) * kRowBlock);
+        store(total, Levels::finish(sums, scale[r], offset[r], terms, load(total)));
+      }
     }
-    with_type(call.out_type, [&](auto* out) {
-      with_type(call.bias_type, [&](auto* bias) {
-        store_rows<std::remove_pointer_t<decltype(out)>, std::remove_pointer_t<decltype(bias)>>(
-            call, totals, 0, static_cast<int>(call.m), block, 1);
-      });
-    });
   }
+}
+
+template <int G, int R>
+void compute_blocks(const W4A8Call& call, const TiledLevels& x, int64_t first) {
+  const PackedShape& shape = call.shape;
+  Blocks<G, R> blocks;
+  blocks.block_bytes = shape.block_bytes();
+  blocks.block_meta = shape.block_meta();
+  blocks.packed = call.packed + first * blocks.block_bytes;
+  blocks.meta = call.scales_zeros + first * blocks.block_meta;
+  alignas(64) float totals[kRowsPerPass * R * kRowBlock];
+  for (int64_t i = 0; i < call.m * R; ++i) store(totals + i * kRowBlock, zero());
+  if (x.groups > 0) unpack_group(blocks, 0);
+  for (int64_t group = 0; group < x.groups; ++group) {
+    if (group + 1 < x.groups) unpack_group(blocks, group + 1);
+    load_words<G, R>(blocks.words[group % 2]);
+    int32_t* products = blocks.products[group % 2];
+    for (int t = 0; t < x.tiles; ++t, products += R * kTileRows * kRowBlock)
+      multiply<G, R>(x.tile(t, group), x.height, products);
+    if (group > 0) finish_group(x, blocks, call.m, group - 1, totals);
+  }
+  if (x.groups > 0) finish_group(x, blocks, call.m, x.groups - 1, totals);
+  with_type(call.out_type, [&](auto* out) {
+    with_type(call.bias_type, [&](auto* bias) {
+      store_rows<std::remove_pointer_t<decltype(out)>, std::remove_pointer_t<decltype(bias)>>(
+          call, totals, 0, static_cast<int>(call.m), first, R);
+    });
+  });
+}
+
+template <int G>
+void compute_unit(const W4A8Call& call, const TiledLevels& x, int64_t block, int64_t end) {
+  const Tiles::Shape rows{x.height, kTileRowBytes}, words{kTileRows, kTileRowBytes};
+  const Tiles tiles({rows, rows, rows, rows, words, words, words, words});
+  for (; block + 2 <= end; block += 2) compute_blocks<G, 2>(call, x, block);
+  if (block < end) compute_blocks<G, 1>(call, x, block);
 }
 
 }  // namespace
@@ -216,7 +218,8 @@ void w4a8_linear_amx(const W4A8Call& call) {
   const int threads = threads_for(call.threads, shape.packed_bytes() * x.tiles);
   const int64_t blocks = blocks_per_unit(shape.row_blocks(), threads);
   parallel_for((shape.row_blocks() + blocks - 1) / blocks, threads, [&](int64_t unit) {
-    compute_blocks(call, x, unit * blocks, std::min((unit + 1) * blocks, shape.row_blocks()));
+    const int64_t first = unit * blocks, end = std::min(first + blocks, shape.row_blocks());
+    group_tiles == 1 ? compute_unit<1>(call, x, first, end) : compute_unit<2>(call, x, first, end);
   });
 }
 

@@ -1,7 +1,8 @@
 """Linear ops at the layer sizes of real models, ours against PyTorch's.
 
 Weights rotate through more memory than the last-level cache holds, so that every call reads them from memory as a
-decode step does; they are random, because constant data is cached and compressed differently.
+decode step does; they are random, because constant data is cached and compressed differently. They lie on huge pages,
+as the native executor's do (all but those that oneDNN packed, which are its own).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as functional
 from sglang_er import kernels
 from sglang_er.bench.stream import Stream
 from sglang_er.bench.timing import Run, Timing, rotate
+from sglang_er.engine.cpu import huge_pages
 
 GROUP_SIZE = 128
 AnyWeight = TypeVar("AnyWeight", bound=kernels.QuantizedWeight)
@@ -60,6 +62,7 @@ class Weights:
         self._generator = torch.Generator().manual_seed(layer.rows * 31 + layer.cols)
         weight = torch.randn(layer.rows, layer.cols, generator=self._generator).mul_(0.02).bfloat16()
         self.bf16 = [weight, *(weight.clone() for _ in range(self._copies(weight.nbytes) - 1))]
+        huge_pages.back(self.bf16)
         # Where the ops that share a form are in their rotation over its copies.
         self.bf16_position, self.packed_position = count(), count()
         self._packed: list[kernels.QuantizedWeight] = []
@@ -73,6 +76,7 @@ class Weights:
         if not self._packed:
             first = kernels.quantize_pack(self.bf16[0], GROUP_SIZE)
             self._packed = [first, *(clone(first) for _ in range(self._copies(first.nbytes) - 1))]
+            huge_pages.back(part for weight in self._packed for part in tensors(weight).values())
         return self._packed
 
     @property
@@ -84,13 +88,19 @@ class Weights:
             packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 2)
             scales = torch.rand(cols // GROUP_SIZE, rows, 2, generator=self._generator).bfloat16()
             self._int4pack = [(packed.clone(), scales.clone()) for _ in range(self._copies(packed.nbytes))]
+            huge_pages.back(part for weight in self._int4pack for part in weight)
         return self._int4pack
+
+
+def tensors(weight: kernels.QuantizedWeight) -> dict[str, torch.Tensor]:
+    """By field."""
+    parts = ((field.name, getattr(weight, field.name)) for field in fields(weight))
+    return {name: part for name, part in parts if isinstance(part, torch.Tensor)}
 
 
 def clone(weight: AnyWeight) -> AnyWeight:
     """The same in other memory."""
-    parts = ((field.name, getattr(weight, field.name)) for field in fields(weight))
-    return replace(weight, **{name: part.clone() for name, part in parts if isinstance(part, torch.Tensor)})
+    return replace(weight, **{name: part.clone() for name, part in tensors(weight).items()})
 
 
 class Made(NamedTuple):

@@ -1,4 +1,4 @@
-"""SGLang platform plugin for x86-64 CPUs without AMX (entry point group `sglang.srt.platforms`).
+"""SGLang platform plugin for x86-64 CPUs (entry point group `sglang.srt.platforms`).
 
 SGLang asks the platform for its KV pool, slot allocator and defaults; everything that has no platform hook is
 replaced in `patches.py`. Nothing here is active unless this platform was selected.
