@@ -3,8 +3,8 @@ what plain decode costs in SGLang's own model code with PyTorch's linear layers 
 
     .venv/bin/python scripts/bench_forward.py --shape 0.5b [--json FILE]
 
-Blocks of a few tokens of each take turns with readings of the bandwidth while the server
-is idle. A draft forward is the share of a draft pass: Python and sampling of the draft included.
+Blocks of a few tokens of each take turns with readings of the bandwidth while the server is idle. A draft forward is
+the share of a draft pass: Python and sampling of the draft included.
 """
 
 from __future__ import annotations

@@ -150,16 +150,10 @@ template <class P>
 void run_bf16_linear(const Bf16LinearCall& call) {
   const int64_t fit = kPanelBytes / (4 * (call.k + 1));
   const int64_t rows = fit > kMaxRows ? kMaxRows : fit < P::kMaxTile ? P::kMaxTile : fit;
-  const int64_t passes = (call.m + rows - 1) / rows;
-  for (int64_t i = 0; i < passes; ++i) {
-    const int64_t first = tile_start(call.m, passes, i);
-    Bf16LinearCall pass = call;
-    pass.m = tile_start(call.m, passes, i + 1) - first;
-    pass.x = static_cast<const char*>(call.x) + first * call.x_stride * element_bytes(call.x_type);
-    pass.out = static_cast<char*>(call.out) + first * call.out_stride * element_bytes(call.out_type);
-    with_type(call.weight_type,
+  in_passes(call, rows, [](const Bf16LinearCall& pass) {
+    with_type(pass.weight_type,
               [&](auto* weight) { run_pass<P, std::remove_pointer_t<decltype(weight)>>(pass); });
-  }
+  });
 }
 
 }  // namespace

@@ -27,7 +27,6 @@ constexpr int kStep = 32;                 // inputs of a tile
 constexpr int kTilesAtOnce = 4;           // of x: as many sums as there are registers for
 constexpr int64_t kPanelBytes = 1 << 20;  // of x in a pass: half of L2
 constexpr int64_t kFilledSteps = 8;       // of a tile of x, by one thread
-constexpr int64_t kBlocksPerStripe = 4;   // one setting of the tiles' shapes
 
 // x of a pass: `tiles` tiles of `width` rows; missing rows and inputs are zero.
 struct Panel {
@@ -183,7 +182,8 @@ void compute_block(const Bf16LinearCall& call, const Panel& panel, Block block, 
   }
 }
 
-// Rows [first, end) of W times all of x. After its first tiles of x a block is read from L2.
+// Rows [first, end) of W, a unit of blocks, times all of x. After its first tiles of x a block is read from
+// L2.
 void compute_stripe(const Bf16LinearCall& call, const Panel& panel, int64_t first, int64_t end) {
   while (first < end) {
     const int rows = static_cast<int>(std::min<int64_t>(end - first, kTileRows));
@@ -213,9 +213,7 @@ void run_pass(const Bf16LinearCall& call) {
   });
   const int threads = threads_for(call.threads, call.n * call.k * 2);
   const int64_t blocks = (call.n + kTileRows - 1) / kTileRows;
-  int64_t height = kBlocksPerStripe;
-  while (height > 1 && blocks < 4 * height * threads) height /= 2;
-  height *= kTileRows;
+  const int64_t height = kTileRows * blocks_per_unit(blocks, threads);
   parallel_for((call.n + height - 1) / height, threads, [&](int64_t unit) {
     const int64_t first = unit * height;
     compute_stripe(call, panel, first, std::min(first + height, call.n));
@@ -227,16 +225,7 @@ void run_pass(const Bf16LinearCall& call) {
 void bf16_linear_amx(const Bf16LinearCall& call) {
   if (call.weight_type != DType::kBFloat16) return bf16_linear_avx512(call);
   const int64_t fit = kPanelBytes / (2 * (call.k + kStep));
-  const int64_t rows = std::max<int64_t>(fit, kTilesAtOnce * kTileRows);
-  const int64_t passes = (call.m + rows - 1) / rows;
-  for (int64_t i = 0; i < passes; ++i) {
-    const int64_t first = call.m * i / passes;
-    Bf16LinearCall pass = call;
-    pass.m = call.m * (i + 1) / passes - first;
-    pass.x = static_cast<const char*>(call.x) + first * call.x_stride * element_bytes(call.x_type);
-    pass.out = static_cast<char*>(call.out) + first * call.out_stride * element_bytes(call.out_type);
-    run_pass(pass);
-  }
+  in_passes(call, std::max<int64_t>(fit, kTilesAtOnce * kTileRows), run_pass);
 }
 
 }  // namespace sglang_er::cpu

@@ -26,6 +26,20 @@ struct Bf16LinearCall {
   int threads;
 };
 
+// Calls run(pass) for parts of nearly equal size, of at most `rows` rows of x.
+template <class Run>
+SGLANG_ER_INLINE void in_passes(const Bf16LinearCall& call, int64_t rows, const Run& run) {
+  const int64_t passes = (call.m + rows - 1) / rows;
+  for (int64_t i = 0; i < passes; ++i) {
+    const int64_t first = call.m * i / passes;
+    Bf16LinearCall pass = call;
+    pass.m = call.m * (i + 1) / passes - first;
+    pass.x = static_cast<const char*>(call.x) + first * call.x_stride * element_bytes(call.x_type);
+    pass.out = static_cast<char*>(call.out) + first * call.out_stride * element_bytes(call.out_type);
+    run(pass);
+  }
+}
+
 void bf16_linear(const Bf16LinearCall& call);  // the active instruction set
 
 void bf16_linear_portable(const Bf16LinearCall& call);

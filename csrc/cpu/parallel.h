@@ -37,6 +37,14 @@ SGLANG_ER_INLINE int threads_for(int threads, int64_t bytes) {
   return threads < useful ? threads : static_cast<int>(useful);
 }
 
+// Blocks of rows per unit: many units for balance, but wide enough for several streams and operand reuse.
+inline constexpr int kMaxBlocksPerUnit = 4;
+SGLANG_ER_INLINE int64_t blocks_per_unit(int64_t blocks, int threads) {
+  int64_t per_unit = kMaxBlocksPerUnit;
+  while (per_unit > 1 && blocks < 4 * per_unit * threads) per_unit /= 2;
+  return per_unit;
+}
+
 // The units of one parallel_for: every thread begins with an equal part. Defined in parallel.cpp: this file
 // is compiled once for every instruction set, and of a function that several objects define inline the linker
 // keeps any one, perhaps the one with instructions that the machine lacks.

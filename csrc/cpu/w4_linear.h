@@ -33,8 +33,6 @@
 namespace sglang_er::cpu {
 namespace {
 
-constexpr int kMaxBlocksPerUnit = 4;
-
 SGLANG_ER_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
 
 // Running totals are touched once a group: a compiler that holds them in registers across the inner loop has
@@ -195,13 +193,6 @@ void compute_tile_of(int rows, const W4LinearCall& call, const Panel<P>& panel, 
     if (rows < T) return compute_tile_of<P, T - 1>(rows, call, panel, first_row, block, end);
   }
   compute_tile<P, T>(call, panel, first_row, block, end);
-}
-
-// Row blocks per unit: many units for balance, but wide enough for several streams and operand reuse.
-SGLANG_ER_INLINE int64_t blocks_per_unit(int64_t row_blocks, int threads) {
-  int64_t blocks = kMaxBlocksPerUnit;
-  while (blocks > 1 && row_blocks < 4 * blocks * threads) blocks /= 2;
-  return blocks;
 }
 
 // The first words, for which no loop asks early enough, are fetched while the panel is filled.

@@ -31,7 +31,8 @@ def check(x, weight, bias=None, out=None, out_dtype=None) -> torch.Tensor:
         out = torch.full((x.shape[0], weight.shape[0]), float("nan"), dtype=out_dtype)
     actual = bf16_linear(given, weight, bias, out)
     assert actual is out
-    depth = x.shape[1] / (1 if kernels.isa() == "amx" else 16) + 6
+    tiles = kernels.isa() == "amx" and weight.dtype == BFLOAT16
+    depth = x.shape[1] / (1 if tiles else 16) + 6
     magnitude = x.double().abs() @ weight.double().abs().T + (0.0 if bias is None else bias.double().abs())
     bound = depth * 2.0**-23 * magnitude + ROUNDING[out_dtype] * expected.abs() + 1e-7 * (out_dtype == FLOAT16)
     wrong = (actual.double() - expected).abs() > bound + 1e-37
